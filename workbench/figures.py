@@ -1,0 +1,211 @@
+"""Data frame in, plotly figure out; shared by notebooks, reports and pages.
+
+One colour means one thing everywhere (Okabe and Ito's palette, safe for colour-blind readers), changes are drawn on
+a zero-centred diverging map, and every axis says what it measures.
+"""
+
+from typing import Any
+
+import plotly.graph_objects as go
+import polars as pl
+from plotly.subplots import make_subplots
+
+FAMILY_COLOURS = {
+    "no training": "#999999",
+    "baseline": "#E69F00",
+    "generated weights": "#0072B2",
+    "condition pools tokens, baseline": "#D55E00",
+    "condition pools tokens, generated map": "#009E73",
+}
+METRIC_TITLES = {
+    "spearman": "Spearman correlation",
+    "pearson": "Pearson correlation",
+    "auc": "area under the ROC curve",
+    "pair_order": "pair order (share of a pair's two conditions ranked right)",
+}
+CHANCE = {"spearman": 0.0, "pearson": 0.0, "auc": 0.5, "pair_order": 0.5}
+_LAYOUT: dict[str, Any] = {
+    "template": "plotly_white",
+    "font": {"size": 13},
+    "margin": {"l": 10, "r": 20, "t": 60, "b": 50},
+    "legend": {"orientation": "h", "y": -0.12, "x": 0},
+}
+
+
+def family(settings: dict[str, Any]) -> str:
+    """Say which family a model of a Hyper-CL table belongs to; decides its colour."""
+    if settings["kind"] in ("cosine", "prompt", "condition_only"):
+        return "no training"
+    if settings.get("pooling") == "condition":
+        generated = settings["kind"] == "hyper"
+        return f"condition pools tokens, {'generated map' if generated else 'baseline'}"
+    return "generated weights" if settings["kind"] == "hyper" else "baseline"
+
+
+def models_figure(
+    metrics: pl.DataFrame, models: list[dict[str, Any]], metric: str, split: str = "test", group: str = "all"
+) -> go.Figure:
+    """Draw every model's mean over seeds with its interval, and its single seeds, best on top.
+
+    Args:
+        metrics: long form, as a run holds them.
+        models: the recipe's models, for names and families.
+        metric: which metric.
+        split: which split.
+        group: which group of rows.
+    """
+    rows = metrics.filter(split=split, group=group, metric=metric)
+    means = rows.filter(pl.col("seed").is_null()).sort("value")
+    families = {model["name"]: family(model) for model in models}
+    figure = go.Figure()
+    for name, colour in FAMILY_COLOURS.items():
+        members = means.filter(pl.col("model").replace_strict(families) == name)
+        if members.is_empty():
+            continue
+        seeds = rows.filter(pl.col("seed").is_not_null(), pl.col("model").is_in(members["model"].to_list()))
+        figure.add_scatter(
+            x=seeds["value"],
+            y=seeds["model"],
+            mode="markers",
+            marker={"color": colour, "size": 5, "opacity": 0.45},
+            showlegend=False,
+            customdata=seeds["seed"],
+            hovertemplate="%{y}, seed %{customdata}: %{x:.3f}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=members["value"],
+            y=members["model"],
+            name=name,
+            mode="markers",
+            marker={"color": colour, "size": 10},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": members["high"] - members["value"],
+                "arrayminus": members["value"] - members["low"],
+                "thickness": 2,
+            },
+            customdata=members.select("low", "high").to_numpy(),
+            hovertemplate="%{y}: %{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
+        )
+    figure.add_vline(x=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
+    count = rows["count"][0] if rows.height else 0
+    figure.update_layout(
+        **_LAYOUT,
+        title=f"{split} split, {group}: {count} rows; dot: mean over seeds, bar: 95 % bootstrap over pairs",
+        height=130 + 26 * means.height,
+    )
+    figure.update_xaxes(title=METRIC_TITLES[metric])
+    figure.update_yaxes(categoryorder="array", categoryarray=means["model"].to_list())
+    return figure
+
+
+def groups_figure(
+    metrics: pl.DataFrame, models: list[str], metric: str, column: str, split: str = "test"
+) -> go.Figure:
+    """Draw some models side by side over the values of one grouping column."""
+    palette = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999"]
+    figure = go.Figure()
+    rows = metrics.filter(
+        pl.col("split") == split,
+        pl.col("metric") == metric,
+        pl.col("seed").is_null(),
+        pl.col("group").str.starts_with(f"{column}="),
+    ).with_columns(
+        label=pl.col("group").str.strip_prefix(f"{column}=") + " (" + pl.col("count").cast(pl.String) + ")"
+    )
+    for index, model in enumerate(models):
+        part = rows.filter(model=model)
+        figure.add_bar(
+            x=part["label"],
+            y=part["value"],
+            name=model,
+            marker_color=palette[index % len(palette)],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": part["high"] - part["value"],
+                "arrayminus": part["value"] - part["low"],
+            },
+        )
+    figure.add_hline(y=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
+    figure.update_layout(
+        **_LAYOUT, title=f"{split} split by {column.replace('_', ' ')} (rows)", height=420, barmode="group"
+    )
+    figure.update_yaxes(title=METRIC_TITLES[metric])
+    return figure
+
+
+def similarity_change_figure(
+    labels: list[str], before: list[list[float]], after: dict[str, list[list[float]]]
+) -> go.Figure:
+    """Draw similarity matrices: the plain encoder's, then one under each condition, on one colour scale.
+
+    Args:
+        labels: short names of the sentences.
+        before: cosines of the plain encoder.
+        after: cosines under each condition.
+    """
+    figure = make_subplots(
+        rows=1,
+        cols=1 + len(after),
+        subplot_titles=["plain encoder", *after],
+        shared_yaxes=True,
+        horizontal_spacing=0.03,
+    )
+    for column, values in enumerate([before, *after.values()], start=1):
+        figure.add_heatmap(
+            z=values, x=labels, y=labels, coloraxis="coloraxis", row=1, col=column,
+            hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        **_LAYOUT,
+        height=430,
+        coloraxis={"colorscale": "RdBu_r", "cmin": -1, "cmax": 1, "colorbar": {"title": "cosine"}},
+    )
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def condition_distance_figure(labels: list[str], distances: list[list[float]]) -> go.Figure:
+    """Draw the Frobenius distance between the weights of conditions."""
+    figure = go.Figure(
+        go.Heatmap(
+            z=distances, x=labels, y=labels, colorscale="Viridis", colorbar={"title": "distance"},
+            hovertemplate="%{y}<br>%{x}<br>distance %{z:.2f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_layout(**_LAYOUT, title="Frobenius distance between generated weights", height=560)
+    figure.update_yaxes(autorange="reversed")
+    return figure
+
+
+def strength_figure(strengths: list[float], curves: dict[str, list[float]]) -> go.Figure:
+    """Draw how the similarity of sentence pairs moves from the plain encoder (0) to the model (1) and beyond."""
+    figure = go.Figure()
+    for name, values in curves.items():
+        figure.add_scatter(x=strengths, y=values, name=name, mode="lines+markers")
+    figure.add_vline(x=1, line_dash="dot", line_color="#555555", annotation_text="the model")
+    figure.update_layout(**_LAYOUT, title="Similarity as the condition is let in", height=420)
+    figure.update_xaxes(title="strength (0: plain encoder, 1: trained model)")
+    figure.update_yaxes(title="cosine similarity")
+    return figure
+
+
+def history_figure(cards: list[dict[str, Any]], models: list[str]) -> go.Figure:
+    """Draw the training loss by epoch, first seed, of some models."""
+    figure = go.Figure()
+    seen = set()
+    for card in cards:
+        if card["model"] in models and card["model"] not in seen and card.get("history"):
+            seen.add(card["model"])
+            figure.add_scatter(
+                x=[entry["epoch"] for entry in card["history"]],
+                y=[entry["loss"] for entry in card["history"]],
+                name=card["model"],
+                mode="lines+markers",
+            )
+    figure.update_layout(**_LAYOUT, title="Training loss, first seed", height=420)
+    figure.update_xaxes(title="epoch")
+    figure.update_yaxes(title="loss, equation (5)")
+    return figure

@@ -1,0 +1,153 @@
+"""Applying generated weights without ever building what is not needed.
+
+Rows point at the thing they use (a condition, a sentence) by an id. :class:`Rows` groups them once, so that a
+condition's weights are generated once however many rows use it, never copied per row, and rows of different
+conditions still go through a handful of batched products.
+
+Shape letters: N rows, U unique ids, M rows of one id in a block (padded), D and E widths, K rank, L tokens.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from workbench.hypernetworks.spec import GeneratedWeights
+
+
+@dataclass(frozen=True)
+class Block:
+    """Ids ``start`` to ``stop`` of the unique ones, their rows padded to one number."""
+
+    start: int
+    stop: int
+    rows: Int[Tensor, "U M"]
+    real: Bool[Tensor, "U M"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows grouped by the id they point at.
+
+    Ids are ordered by how often they occur, and ids whose counts share a power of two make one block: at most
+    log2(N) + 1 blocks, and padding never more than doubles the rows.
+
+    Attributes:
+        unique: the U ids in block order; weights are generated in this order.
+        blocks: the groups.
+        position: where each row's result stands when the blocks' real rows are laid end to end.
+    """
+
+    unique: Int[Tensor, "U"]
+    blocks: tuple[Block, ...]
+    position: Int[Tensor, "N"]
+
+    @classmethod
+    def of(cls, ids: Int[Tensor, "N"]) -> "Rows":
+        """Group rows by id; N must be at least 1."""
+        unique, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
+        order = torch.argsort(counts, stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=ids.device)
+        by_id = torch.argsort(rank[inverse], stable=True)  # rows, sorted by their id's place
+        counts = counts[order]
+        ends = counts.cumsum(0)
+        sizes = torch.ceil(torch.log2(counts.double())).long()
+        blocks = []
+        for size in sizes.unique().tolist():
+            members = (sizes == size).nonzero()[:, 0]
+            start, stop = int(members[0]), int(members[-1]) + 1
+            columns = torch.arange(int(counts[stop - 1]), device=ids.device)
+            real = columns < counts[start:stop, None]
+            place = (ends - counts)[start:stop, None] + columns
+            blocks.append(Block(start, stop, by_id[torch.where(real, place, 0)], real))
+        position = torch.empty_like(by_id)
+        position[by_id] = torch.arange(len(by_id), device=ids.device)
+        return cls(unique[order], tuple(blocks), position)
+
+    def __len__(self) -> int:
+        """Number of rows N."""
+        return len(self.position)
+
+    def apply(
+        self, inputs: Float[Tensor, "N D"], function: Callable[[slice, Tensor], Tensor]
+    ) -> Float[Tensor, "N E"]:
+        """Send each row through the function of its id.
+
+        Args:
+            inputs: one vector per row.
+            function: gets a slice of the unique ids and their rows ``[U, M, D]``, returns ``[U, M, E]``.
+        """
+        parts = [
+            function(slice(block.start, block.stop), inputs[block.rows])[block.real] for block in self.blocks
+        ]
+        return torch.cat(parts)[self.position]
+
+
+def project(
+    inputs: Float[Tensor, "N D"], weights: GeneratedWeights, rows: Rows, name: str = "projection"
+) -> Float[Tensor, "N E"]:
+    """Map each row by the matrix generated for its condition.
+
+    With low rank, computes (x A) B and never A B: 2 D K instead of D^2 K + D^2 multiplications a condition and row.
+
+    Args:
+        inputs: one vector per row.
+        weights: of the conditions ``rows.unique``, in that order.
+        rows: which condition each row uses.
+        name: the slot to apply.
+
+    Returns:
+        Mapped vectors, not normalised.
+
+    Raises:
+        ValueError: weights of another number of conditions, or for inputs of another width.
+
+    Source: Hyper-CL section 3.2, h_sc = W_c h_s with W_c = A_c B_c in the low-rank case.
+    """
+    slot = weights.slot(name)
+    if len(weights) != len(rows.unique):
+        raise ValueError(f"weights of {len(weights)} conditions for rows of {len(rows.unique)} conditions")
+    if inputs.shape[-1] != slot.shape[0]:
+        raise ValueError(f"slot {name} maps width {slot.shape[0]}, the inputs have width {inputs.shape[-1]}")
+    factors = [f"{name}.down", f"{name}.up"] if slot.mode == "lowrank" else [name]
+
+    def block(span: slice, part: Tensor) -> Tensor:
+        for factor in factors:
+            part = torch.bmm(part, weights.tensors[factor][span])
+        return part
+
+    mapped = rows.apply(inputs, block)
+    return inputs + mapped if slot.identity else mapped
+
+
+def pool_tokens(
+    queries: Float[Tensor, "N D"],
+    tokens: Float[Tensor, "U L D"],
+    mask: Bool[Tensor, "U L"],
+    by_sentence: Rows,
+) -> Float[Tensor, "N D"]:
+    """Pool each row's sentence with its query: softmax(tokens . query / sqrt(D)) weighs the tokens.
+
+    Each sentence's tokens are gathered once, however many conditions look at it.
+
+    Args:
+        queries: one query per row, for example generated from the row's condition.
+        tokens: token states of the sentences ``by_sentence.unique``, in that order.
+        mask: true on real tokens; every sentence has at least one.
+        by_sentence: which sentence each row uses.
+
+    Returns:
+        One pooled vector per row, in the convex hull of its sentence's tokens.
+    """
+    scale = 1 / math.sqrt(tokens.shape[-1])
+
+    def block(span: slice, part: Tensor) -> Tensor:
+        scores = torch.bmm(part, tokens[span].mT) * scale
+        scores = scores.masked_fill(~mask[span][:, None], float("-inf"))
+        return torch.bmm(scores.softmax(-1), tokens[span])
+
+    return by_sentence.apply(queries, block)

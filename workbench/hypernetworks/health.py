@@ -1,0 +1,76 @@
+"""Is the generator alive: does it train, do conditions move the weights, how many directions do they use.
+
+Two silent failures of published code are what this guards against: a generator that never trains, and one whose
+correction stays zero for a whole training run.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from workbench.hypernetworks.generators import LinearGenerator
+
+
+@dataclass(frozen=True)
+class Health:
+    """What was measured, one number each.
+
+    Attributes:
+        moved: norm of the head's change since the start over its norm at the start; 0 means it never trained.
+        relative_spread: standard deviation of weights over conditions over their root mean square; near 0 means
+            that every condition gets the same weights.
+        effective_rank: over conditions, of the slot with the most numbers (see ``GeneratedWeights``).
+        near_copies: share of condition pairs whose weights have cosine above 0.999; 0 to 1, lower is better.
+        conditions: how many conditions were looked at.
+    """
+
+    moved: float
+    relative_spread: float
+    effective_rank: float
+    near_copies: float
+    conditions: int
+
+    @property
+    def verdict(self) -> str:
+        """One line: "sound", or what is wrong."""
+        wrong = []
+        if self.moved < 1e-4:
+            wrong.append("the generator did not train")
+        if self.conditions > 1 and self.relative_spread < 1e-3:
+            wrong.append("conditions do not move the weights")
+        if self.conditions > 2 and self.near_copies > 0.5:
+            wrong.append("most conditions share their weights")
+        return "; ".join(wrong) or "sound"
+
+    def to_dict(self) -> dict[str, float | int | str]:
+        """Return the numbers and the verdict as JSON types."""
+        return {**asdict(self), "verdict": self.verdict}
+
+
+@torch.no_grad()
+def health_of(generator: LinearGenerator, conditions: Tensor, start: Tensor) -> Health:
+    """Measure a generator.
+
+    Args:
+        generator: in evaluation mode.
+        conditions: embeddings of distinct conditions, ``[U, C]``.
+        start: a copy of the head's weight before training.
+    """
+    weights = generator(conditions)
+    largest = max(
+        weights.spec.slots, key=lambda slot: sum(torch.Size(s).numel() for s, _ in slot.parts.values())
+    ).name
+    inner = weights.inner_products(largest)
+    square = inner.diagonal().clamp_min(1e-30)
+    cosine = inner / (square[:, None] * square[None]).sqrt()
+    count = len(conditions)
+    pairs = cosine[torch.triu(torch.ones_like(cosine), diagonal=1).bool()]
+    change = torch.linalg.vector_norm(generator.head.weight - start) / torch.linalg.vector_norm(start)
+    return Health(
+        moved=float(change),
+        relative_spread=float(((square.mean() - inner.mean()).clamp_min(0) / square.mean()).sqrt()),
+        effective_rank=weights.effective_rank(largest),
+        near_copies=float((pairs > 0.999).float().mean()) if count > 1 else 0.0,
+        conditions=count,
+    )

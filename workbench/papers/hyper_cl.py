@@ -1,0 +1,416 @@
+"""Hyper-CL: conditioning sentence representations with hypernetworks (Yoo, Cha, Kim and Kim, ACL 2024).
+
+A frozen encoder f embeds sentences and conditions apart; what a condition generates decides how two sentences are
+compared. Everything the paper compares, and the baselines it leaves out, is one head with different settings.
+
+==============  =============================  =====================================================
+here            in the paper                   meaning
+==============  =============================  =====================================================
+sentence        h_s in R^D                     embedding of a sentence
+condition       h_c in R^D                     embedding of a condition
+projection      W_c, or W_c1 W_c2^T            generated D x D matrix, or its two D x K factors
+query           (not in the paper)             generated vector that pools a sentence's tokens
+similarity      phi                            cosine of two conditioned sentences
+temperature     tau                            divisor of similarities in the contrastive term
+==============  =============================  =====================================================
+
+    (1)  h_sc = h_s W_c,  W_c = H(h_c)                            Hyper-CL, full               section 3.2
+    (2)  h_sc = (h_s A_c) B_c,  A_c: D x K,  B_c: K x D           Hyper-CL, low rank           section 3.2
+    (3)  h_sc = G h_c * F h_s                                     Hadamard gate                baseline, section 2
+    (4)  h_sc = V [h_s ; h_c]                                     concatenation                baseline, section 2
+    (5)  L = mean (phi - y)^2 + softplus(-(phi_high - phi_low) / tau)                          section 3.1
+    (6)  h_s <- sum_l softmax_l(t_l . q_c / sqrt(D)) t_l,  q_c = H_q(h_c)                      ours
+    (7)  h_sc = h_s (I + W_c)                                                                  ours
+
+Deviations from the paper, all of them settings: the encoder is frozen; vectors are brought to unit variance and
+coefficients to the scale their slot needs (``start: paper`` undoes the latter); both sentences of a row see the same
+dropout of the condition; the gate and the shared map are trained layers, since a frozen encoder cannot adapt to the
+parameter-free product the paper uses.
+
+Shape letters: N rows, S unique sentences, U unique conditions, D width, K rank, L tokens.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workbench.config import Recipe, Settings
+from workbench.datasets.pairs import PairData, unique_texts
+from workbench.encoders import PACKAGED, TokenStates
+from workbench.hypernetworks import (
+    GeneratedWeights,
+    LinearGenerator,
+    ParamSpec,
+    Rows,
+    Slot,
+    pool_tokens,
+    project,
+)
+from workbench.hypernetworks.generators import standardise, token_scale
+from workbench.objectives import pair_contrastive, same_condition_contrastive, similarity_mse
+from workbench.store import EmbeddingStore
+from workbench.training import Training
+
+CITATION = "Yoo, Cha, Kim and Kim (2024), Hyper-CL: Conditioning Sentence Representations with Hypernetworks, ACL 2024"
+UNTRAINED = ("cosine", "prompt", "condition_only")
+
+
+class ModelSettings(Settings):
+    """One row of the table: which head, and how it is trained."""
+
+    name: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    kind: Literal["cosine", "prompt", "condition_only", "shared", "concat", "hadamard", "hyper"]
+    rank: int | None = Field(
+        default=None, gt=0, description="K of equation (2); null for the full matrix (1)"
+    )
+    identity: bool = Field(default=False, description="equation (7)")
+    start: Literal["scaled", "paper"] = "scaled"
+    condition: Literal["text", "one_hot"] = Field(
+        default="text", description="one_hot: a learned row per condition"
+    )
+    pooling: Literal["sentence", "learned", "condition"] = Field(
+        default="sentence", description="equation (6)"
+    )
+    bottleneck: int | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    contrastive: float = Field(default=1.0, ge=0, description="weight of the second term of (5)")
+    temperature: float = Field(default=1.5, gt=0)
+    ties: Literal["keep", "drop"] = Field(
+        default="drop", description="keep: push pairs of equal label apart too"
+    )
+    same_condition: float = Field(
+        default=0.0, ge=0, description="weight of in-batch negatives of one condition"
+    )
+    learning_rate: float | None = Field(default=None, gt=0, description="instead of the recipe's")
+    keep_weights: bool = Field(default=True, description="keep the trained head of the first seed in the run")
+
+    @model_validator(mode="after")
+    def _only_hyper_generates_a_matrix(self) -> "ModelSettings":
+        if self.kind != "hyper" and (self.rank is not None or self.identity):
+            raise ValueError(f"model {self.name}: rank and identity go with kind: hyper, not {self.kind}")
+        if self.kind in UNTRAINED and self.pooling != "sentence":
+            raise ValueError(
+                f"model {self.name}: kind {self.kind} is not trained and has no pooling to learn"
+            )
+        return self
+
+
+class HyperCLRecipe(Recipe):
+    """Settings of one comparison on one data set."""
+
+    paper: Literal["hyper_cl"]
+    data: PairData
+    encoder: str = PACKAGED
+    training: Training
+    models: tuple[ModelSettings, ...] = Field(min_length=1)
+    reference: str = Field(default="hadamard", description="the model that differences are taken to")
+    group_by: tuple[str, ...] = Field(default=("condition_kind",), description="columns to report apart")
+    resamples: int = Field(default=1000, ge=100)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "HyperCLRecipe":
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: every name once, got {names}")
+        if self.reference not in names:
+            raise ValueError(f"reference: {self.reference!r} is not one of the models {names}")
+        return self
+
+
+# --- the head: equations (1) to (4), (6) and (7) ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N rows that each look at one sentence under one condition; every sentence and condition is held once."""
+
+    sentences: Float[Tensor, "S D"]
+    tokens: Float[Tensor, "S L D"] | None
+    mask: Bool[Tensor, "S L"] | None
+    by_sentence: Rows
+    conditions: Float[Tensor, "U C"]
+    by_condition: Rows
+
+
+class ConditionedHead(nn.Module):
+    """Frozen embeddings in, conditioned embeddings out."""
+
+    def __init__(self, settings: ModelSettings, width: int, condition_width: int) -> None:
+        """Build the head of one trained model.
+
+        Args:
+            settings: the row of the table.
+            width: D, of the sentence embeddings.
+            condition_width: C; D for texts, the number of trained conditions for one-hot ones.
+        """
+        super().__init__()
+        self.settings = settings
+        slots = []
+        if settings.pooling == "condition":
+            slots.append(Slot("query", (width,), "vector"))
+        if settings.kind == "hyper":
+            mode = "lowrank" if settings.rank else "full"
+            slots.append(Slot("projection", (width, width), mode, settings.rank, settings.identity))
+        self.generator = None
+        if slots:
+            paper = settings.start == "paper"
+            self.generator = LinearGenerator(
+                condition_width,
+                ParamSpec(tuple(slots), scaled=not paper),
+                bottleneck=settings.bottleneck,
+                transform=paper,
+                dropout=settings.dropout,
+            )
+        self.query = nn.Parameter(torch.zeros(width)) if settings.pooling == "learned" else None
+        self.shared = nn.Linear(width, width) if settings.kind in ("hadamard", "shared") else None  # F
+        self.gate = nn.Linear(condition_width, width) if settings.kind == "hadamard" else None  # G
+        self.joint = nn.Linear(width + condition_width, width) if settings.kind == "concat" else None  # V
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, batch: Batch) -> Float[Tensor, "N D"]:
+        """Return one conditioned embedding per row, not normalised."""
+        weights = self.generator(batch.conditions) if self.generator is not None else None
+        sentences = self._pooled(batch, weights)
+        if self.settings.kind == "hyper":
+            return project(sentences, weights, batch.by_condition)  # (1), (2), (7)
+        if self.shared is not None:
+            mapped = self.shared(sentences)
+            if self.gate is None:
+                return mapped
+            gate = self.gate(self.dropout(batch.conditions))
+            return batch.by_condition.apply(mapped, lambda span, part: part * gate[span][:, None])  # (3)
+        conditions = self.dropout(batch.conditions)
+
+        def join(span: slice, part: Tensor) -> Tensor:
+            return torch.cat([part, conditions[span][:, None].expand(-1, part.shape[1], -1)], dim=-1)
+
+        return self.joint(batch.by_condition.apply(sentences, join))  # (4)
+
+    def _pooled(self, batch: Batch, weights: GeneratedWeights | None) -> Float[Tensor, "N D"]:
+        """Return each row's sentence: its embedding as it is, or its tokens pooled anew, equation (6)."""
+        if self.settings.pooling == "sentence":
+            return batch.by_sentence.apply(
+                batch.sentences.new_zeros(len(batch.by_sentence), 1),
+                lambda span, part: batch.sentences[span][:, None].expand(-1, part.shape[1], -1),
+            )
+        if self.query is not None:
+            queries = self.query.expand(len(batch.by_sentence), -1)
+        else:
+            generated = weights.tensors["query"]
+            queries = batch.by_condition.apply(
+                generated.new_zeros(len(batch.by_condition), 1),
+                lambda span, part: generated[span][:, None].expand(-1, part.shape[1], -1),
+            )
+        return pool_tokens(queries, batch.tokens, batch.mask, batch.by_sentence)
+
+
+# --- data as indices: every text is encoded once ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split's rows as indices into the tables of unique sentences and conditions."""
+
+    first: Int[Tensor, "N"]
+    second: Int[Tensor, "N"]
+    condition: Int[Tensor, "N"]
+    label: Float[Tensor, "N"]
+    pair: Int[Tensor, "N"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """All splits of a data set, its unique texts embedded once."""
+
+    sentences: Float[Tensor, "S D"]
+    tokens: TokenStates | None
+    conditions: Float[Tensor, "U D"]
+    one_hot: Float[Tensor, "U C"]
+    splits: dict[str, Split]
+
+    def condition_features(self, settings: ModelSettings) -> Float[Tensor, "U C"]:
+        """Return what a model knows of a condition: its text's embedding, or only which one it is."""
+        return self.one_hot if settings.condition == "one_hot" else self.conditions
+
+    def batch(
+        self, settings: ModelSettings, sentence: Int[Tensor, "N"], condition: Int[Tensor, "N"]
+    ) -> Batch:
+        """Gather rows; tokens only if the model pools them."""
+        by_sentence, by_condition = Rows.of(sentence), Rows.of(condition)
+        tokens = mask = None
+        if settings.pooling != "sentence":
+            tokens, mask = self.tokens.padded(by_sentence.unique)
+            tokens = token_scale(tokens)
+        features = self.condition_features(settings)[by_condition.unique]
+        return Batch(self.sentences[by_sentence.unique], tokens, mask, by_sentence, features, by_condition)
+
+
+def encode_splits(tables: dict[str, pl.DataFrame], store: EmbeddingStore, device: str) -> Encoded:
+    """Encode every unique sentence and condition once and turn the tables into indices.
+
+    Conditions that train does not contain get an all-zero one-hot row: a table of learned rows knows nothing of them.
+    """
+    texts = unique_texts(tables.values(), "sentence1", "sentence2")
+    conditions = unique_texts(tables.values(), "condition")
+    trained = {text: column for column, text in enumerate(unique_texts([tables["train"]], "condition"))}
+    one_hot = torch.zeros(len(conditions), len(trained))
+    for row, text in enumerate(conditions):
+        if text in trained:
+            one_hot[row, trained[text]] = math.sqrt(len(trained))  # unit variance, as embeddings have
+    store.prepare([*texts, *conditions])
+    place, asked = ({text: row for row, text in enumerate(known)} for known in (texts, conditions))
+
+    def indices(table: pl.DataFrame, column: str, where: dict[str, int]) -> Tensor:
+        return torch.tensor([where[text] for text in table[column]], device=device)
+
+    splits = {
+        name: Split(
+            indices(table, "sentence1", place),
+            indices(table, "sentence2", place),
+            indices(table, "condition", asked),
+            torch.tensor(table["label"].to_list(), dtype=torch.float32, device=device),
+            torch.tensor(table["pair"].to_list(), device=device),
+        )
+        for name, table in tables.items()
+    }
+    tokens = store.token_states(texts) if store.tokens else None
+    if tokens is not None:
+        tokens = TokenStates(tokens.states.to(device), tokens.offsets.to(device))
+    sentences, embedded = (
+        standardise(store.embed(texts)).to(device),
+        standardise(store.embed(conditions)).to(device),
+    )
+    return Encoded(sentences, tokens, embedded, one_hot.to(device), splits)
+
+
+# --- the objective: equation (5) ----------------------------------------------------------------------------
+
+
+class PairLoss:
+    """Loss of a batch of pairs; a pair brings all its rows, that is, all its conditions."""
+
+    def __init__(self, head: ConditionedHead, encoded: Encoded, split: str = "train") -> None:
+        """Group the rows of a split by pair, and list the comparisons (high row, low row) within pairs."""
+        self.head, self.encoded, self.split = head, encoded, encoded.splits[split]
+        self.rows = Rows.of(self.split.pair)
+        counts = torch.bincount(self.split.pair)
+        self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        if not torch.equal(self.split.pair, self.split.pair.sort().values):
+            raise ValueError("rows must stand pair by pair")
+
+    @property
+    def count(self) -> int:
+        """Number of pairs."""
+        return len(self.starts) - 1
+
+    def _rows_of(self, pairs: Int[Tensor, "P"]) -> Int[Tensor, "N"]:
+        counts = self.starts[pairs + 1] - self.starts[pairs]
+        offset = torch.arange(int(counts.sum()), device=pairs.device) - (
+            counts.cumsum(0) - counts
+        ).repeat_interleave(counts)
+        return self.starts[pairs].repeat_interleave(counts) + offset
+
+    def __call__(self, pairs: Int[Tensor, "P"]) -> Float[Tensor, ""]:
+        """Return the loss of a batch of pairs, given by their numbers."""
+        settings, split = self.head.settings, self.split
+        rows = self._rows_of(pairs.to(split.label.device))
+        condition, label = split.condition[rows], split.label[rows]
+        sides = torch.cat([split.first[rows], split.second[rows]])
+        first, second = self.head(self.encoded.batch(settings, sides, condition.repeat(2))).chunk(2)
+        similarity = functional.cosine_similarity(first, second)
+        loss = similarity_mse(similarity, label)
+        if settings.contrastive:
+            high, low = self._comparisons(split.pair[rows], label, settings.ties)
+            loss = loss + settings.contrastive * pair_contrastive(
+                similarity[high], similarity[low], settings.temperature
+            )
+        if settings.same_condition:
+            extra = same_condition_contrastive(first, second, condition, label, 0.1)
+            loss = loss + settings.same_condition * extra
+        return loss
+
+    @staticmethod
+    def _comparisons(
+        pair: Int[Tensor, "N"], label: Float[Tensor, "N"], ties: str
+    ) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
+        """List the rows (high, low) that share a pair; with ties kept, one of equal labels is pushed up at random.
+
+        Which one is settled by the order of rows, which was hashed on reading and so says nothing.
+        """
+        together = pair[:, None] == pair[None]
+        above = label[:, None] > label[None]
+        if ties == "keep":
+            above |= (label[:, None] == label[None]).triu(diagonal=1)
+        high, low = (together & above).nonzero(as_tuple=True)
+        return high, low
+
+
+# --- scores -------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def head_scores(
+    head: ConditionedHead, encoded: Encoded, split: Split, chunk: int = 1024
+) -> Float[Tensor, "N"]:
+    """Score every row of a split by cosine, each condition's weights generated once per chunk of sorted rows.
+
+    No row sees another: neither the order of rows nor a pair's other row can change a score.
+    """
+    order = torch.argsort(split.condition, stable=True)
+    scores = torch.empty(len(order))
+    for rows in order.split(chunk):
+        sides = torch.cat([split.first[rows], split.second[rows]])
+        first, second = head(encoded.batch(head.settings, sides, split.condition[rows].repeat(2))).chunk(2)
+        scores[rows.cpu()] = functional.cosine_similarity(first, second).cpu()
+    return scores
+
+
+def baseline_scores(
+    kind: str, encoded: Encoded, tables: dict[str, pl.DataFrame], store: EmbeddingStore, split: str
+) -> Float[Tensor, "N"]:
+    """Score a split without training a head.
+
+    Args:
+        kind: "cosine" (of the plain sentences), "prompt" (of "condition: sentence" texts, encoded as such) or
+            "condition_only" (a ridge regression from the condition's embedding to the label, the floor).
+        encoded: the splits.
+        tables: the same splits as texts.
+        store: encodes the prompts.
+        split: which split to score.
+    """
+    rows = encoded.splits[split]
+    if kind == "cosine":
+        return functional.cosine_similarity(
+            encoded.sentences[rows.first], encoded.sentences[rows.second]
+        ).cpu()
+    if kind == "prompt":
+        table = tables[split]
+        sides = [
+            [
+                f"{condition.rstrip('.')}: {text}"
+                for condition, text in table.select("condition", side).iter_rows()
+            ]
+            for side in ("sentence1", "sentence2")
+        ]
+        store.prepare([*sides[0], *sides[1]])
+        return functional.cosine_similarity(store.embed(sides[0]), store.embed(sides[1]))
+    from sklearn.linear_model import RidgeCV
+
+    train = encoded.splits["train"]
+    features = encoded.conditions.cpu().numpy()
+    ridge = RidgeCV(alphas=[10.0**power for power in range(-1, 5)])
+    ridge.fit(features[train.condition.cpu()], train.label.cpu().numpy())
+    return torch.from_numpy(ridge.predict(features[rows.condition.cpu()])).float()
+
+
+def describe(recipe: HyperCLRecipe) -> dict[str, Any]:
+    """Return what a report says of the comparison in words."""
+    trained = [model.name for model in recipe.models if model.kind not in UNTRAINED]
+    return {"citation": CITATION, "encoder": f"{recipe.encoder}, frozen", "trained_models": trained}

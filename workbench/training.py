@@ -1,0 +1,219 @@
+"""The one training loop: seeds, schedule, log, checkpoint and exact resume. It knows no paper.
+
+A run killed at any step goes on from its last checkpoint and ends with the same weights, bit for bit on one kind of
+CPU: a checkpoint holds weights, optimiser state and random states, and the order of batches follows from the seed
+and the epoch alone, so the step number is the data cursor.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from workbench.config import Settings
+from workbench.errors import RunError
+from workbench.files import write_atomic
+
+_log = logging.getLogger(__name__)
+
+
+class Training(Settings):
+    """How a module is trained."""
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0, description="items of the paper's kind, for Hyper-CL pairs")
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
+    clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null for none")
+
+
+class _Stop:
+    """Remembers that a signal asked to stop, so that a step is never cut in two."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def _stop_between_steps() -> Iterator[_Stop]:
+    """Hold back Ctrl-C and SIGTERM until the running step is done (only possible in the main thread)."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def remember(number: int, _: Any) -> None:
+        stop.signal = number
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if stop.signal == signal.SIGTERM:
+        raise SystemExit(143)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's global generators; the only place that does."""
+    torch.manual_seed(seed)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of ``count`` items in an epoch, a function of seed and epoch alone."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+
+
+def fit(
+    module: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    count: int,
+    settings: Training,
+    folder: Path,
+    *,
+    seed: int,
+    checkpoint_seconds: float = 30.0,
+) -> list[dict[str, float]]:
+    """Train a module, going on from the checkpoint in ``folder`` if there is one.
+
+    Args:
+        module: trained in place; only parameters that require a gradient.
+        loss: from the indices of a batch's items to a scalar.
+        count: number of items; an epoch visits each once, in an order that depends on seed and epoch.
+        settings: epochs, batch size, learning rate and so on.
+        folder: private to this training; holds its checkpoint.
+        seed: of the order; seed the module before building it.
+        checkpoint_seconds: least time between two checkpoints.
+
+    Returns:
+        One entry per epoch: epoch, loss (mean over its steps), seconds.
+
+    Raises:
+        RunError: the loss is not finite; the last checkpoint is kept.
+    """
+    steps_per_epoch = math.ceil(count / settings.batch_size)
+    total = steps_per_epoch * settings.epochs
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    state = _Checkpoint(folder, module, optimiser)
+    step, history, running = state.restore()
+    saved = time.monotonic()
+    module.train()
+    with _stop_between_steps() as stop, tqdm(total=total, initial=step, desc=folder.name, leave=False) as bar:
+        while step < total and stop.signal is None:
+            epoch, place = divmod(step, steps_per_epoch)
+            items = epoch_order(count, seed, epoch)[
+                place * settings.batch_size : (place + 1) * settings.batch_size
+            ]
+            running += _step(module, loss(items), optimiser, parameters, settings, step, total)
+            step += 1
+            bar.update()
+            if step % steps_per_epoch == 0:
+                history.append({"epoch": epoch + 1, "loss": running / steps_per_epoch})
+                running = 0.0
+            if stop.signal is not None or (step < total and time.monotonic() - saved > checkpoint_seconds):
+                state.save(step, history, running)
+                saved = time.monotonic()
+    module.eval()
+    return history
+
+
+def _step(
+    module: nn.Module,
+    value: Tensor,
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    settings: Training,
+    step: int,
+    total: int,
+) -> float:
+    """Make one optimiser step with linear warm-up and decay; return the loss."""
+    if not torch.isfinite(value):
+        raise RunError(
+            f"the loss of {type(module).__name__} is {float(value)} at step {step + 1} of {total} with learning rate "
+            f"{settings.learning_rate:g}; lower training.learning_rate or set training.clip"
+        )
+    optimiser.zero_grad(set_to_none=True)
+    value.backward()
+    if settings.clip is not None:
+        nn.utils.clip_grad_norm_(parameters, settings.clip)
+    warm = settings.warmup * total
+    factor = (step + 1) / warm if step + 1 <= warm else (total - step) / max(total - warm, 1)
+    for group in optimiser.param_groups:
+        group["lr"] = settings.learning_rate * factor
+    optimiser.step()
+    return float(value.detach())
+
+
+class _Checkpoint:
+    """One file with everything a training needs to go on, written whole and checked by hash before it is used."""
+
+    def __init__(self, folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        self.path = folder / "checkpoint.safetensors"
+        self.module, self.optimiser = module, optimiser
+
+    def save(self, step: int, history: list[dict[str, float]], running: float) -> None:
+        """Write module, optimiser and random states; header and hash go in front of the tensors."""
+        tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        for index, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+        tensors["random.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
+        raw = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        header = {
+            "step": step,
+            "history": history,
+            "running": running,
+            "sha256": hashlib.sha256(raw).hexdigest(),
+        }
+        write_atomic(self.path, json.dumps(header).encode() + b"\n" + raw)
+
+    def restore(self) -> tuple[int, list[dict[str, float]], float]:
+        """Bring everything back to the last checkpoint; without one, start at step 0."""
+        if not self.path.is_file():
+            return 0, [], 0.0
+        first, _, raw = self.path.read_bytes().partition(b"\n")
+        try:
+            header = json.loads(first)
+            if hashlib.sha256(raw).hexdigest() != header["sha256"]:
+                raise ValueError("its content does not match its hash")
+            tensors = load(raw)
+        except (ValueError, KeyError, SafetensorError) as problem:
+            _log.warning("checkpoint %s is damaged (%s); training starts again", self.path.name, problem)
+            os.replace(self.path, self.path.with_suffix(".damaged"))
+            return 0, [], 0.0
+        self.module.load_state_dict(
+            {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("module.")}
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = tensor
+        content = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": state, "param_groups": content["param_groups"]})
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        return header["step"], header["history"], header["running"]
