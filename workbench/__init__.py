@@ -1,6 +1,7 @@
 """A workbench for conditioned representations: a hypernetwork turns a condition into weights.
 
-    condition --(embed)--> condition embedding --(generator)--> generated weights --(apply)--> target --> metrics
+    condition --(embed)--> condition embedding --(generator)--> generated weights --(apply)--> target -->
+    metrics
 
 Names are imported when first used, so that ``import workbench`` takes milliseconds.
 """

@@ -176,7 +176,7 @@ def bench(
 
 
 def main() -> None:
-    """Run the command line: exit code 2 and one message for what a person can mend, 130 and 143 for signals."""
+    """Run the command line; exit 2 with one message for what a person can mend, 130 or 143 on signals."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -31,8 +31,8 @@ def normalise_text(text: str, what: str = "text") -> str:
     bad = _SURROGATE_OR_NUL.search(text)
     if bad:
         raise DataError(
-            f"{what} holds the character U+{ord(bad.group()):04X} at position {bad.start()}, which no encoder "
-            "can read; remove it"
+            f"{what} holds the character U+{ord(bad.group()):04X} at position {bad.start()}, which no "
+            "encoder can read; remove it"
         )
     composed = unicodedata.normalize("NFC", text).strip()
     if all(unicodedata.category(letter) in _INVISIBLE for letter in composed):

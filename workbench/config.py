@@ -1,7 +1,8 @@
 """Recipes: the only place for settings, read strictly and named by the hash of what they say.
 
-A recipe is a YAML file whose every key is a field of a pydantic model. ``extends`` names one other recipe whose
-keys it starts from; an unknown key, a wrong type or a value out of range is refused with the key's full name.
+A recipe is a YAML file whose every key is a field of a pydantic model. ``extends`` names one other recipe
+whose keys it starts from; an unknown key, a wrong type or a value out of range is refused with the key's full
+name.
 """
 
 import re

@@ -37,9 +37,9 @@ class TokenStates:
     """
 
     states: Float[Tensor, "T D"]
-    offsets: Int[Tensor, "N_plus_1"]
+    offsets: Int[Tensor, " N_plus_1"]
 
-    def padded(self, texts: Int[Tensor, "B"]) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
+    def padded(self, texts: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
         """Gather texts into one block as long as the longest of them.
 
         Args:
@@ -121,7 +121,8 @@ class TextEncoder:
         ]
         for text, tokens in cut[:3]:
             warnings.warn(
-                f"{text[:40]!r}... has {tokens} tokens, {self.name} reads the first {self.window}; shorten it",
+                f"{text[:40]!r}... has {tokens} tokens, {self.name} reads the first {self.window}; "
+                "shorten it",
                 TruncationWarning,
                 stacklevel=2,
             )
@@ -180,7 +181,8 @@ def _open_model(name: str, device: str) -> "SentenceTransformer":  # noqa: F821
     except (OSError, ValueError, RuntimeError, ImportError) as problem:
         raise ManifestError(
             f"cannot open the text encoder {name!r}: {' '.join(str(problem).split())[:300]}. Give "
-            f"{PACKAGED!r}, a local sentence-transformers folder with safetensors weights, or a hub name while online"
+            f"{PACKAGED!r}, a local sentence-transformers folder with safetensors weights, or a hub name while "
+            "online"
         ) from problem
 
 

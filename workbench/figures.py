@@ -1,7 +1,7 @@
 """Data frame in, plotly figure out; shared by notebooks, reports and pages.
 
-One colour means one thing everywhere (Okabe and Ito's palette, safe for colour-blind readers), changes are drawn on
-a zero-centred diverging map, and every axis says what it measures.
+One colour means one thing everywhere (Okabe and Ito's palette, safe for colour-blind readers), changes are
+drawn on a zero-centred diverging map, and every axis says what it measures.
 """
 
 from typing import Any
@@ -181,7 +181,7 @@ def condition_distance_figure(labels: list[str], distances: list[list[float]]) -
 
 
 def strength_figure(strengths: list[float], curves: dict[str, list[float]]) -> go.Figure:
-    """Draw how the similarity of sentence pairs moves from the plain encoder (0) to the model (1) and beyond."""
+    """Draw how the similarity of sentence pairs moves from the plain encoder (0) past the model (1)."""
     figure = go.Figure()
     for name, values in curves.items():
         figure.add_scatter(x=strengths, y=values, name=name, mode="lines+markers")

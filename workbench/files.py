@@ -16,7 +16,13 @@ _FULL = {
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "file size limit",
 }
-_CLOSED = {errno.EROFS: "read-only file system", errno.EACCES: "no permission", errno.EPERM: "no permission"}
+_CLOSED = {
+    errno.EROFS: "read-only file system",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
+}
 
 
 def sha256_of(path: Path) -> str:

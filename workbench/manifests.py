@@ -130,8 +130,8 @@ def verified_folder(name: str) -> Path:
     if folder is None:
         places = ", ".join(str(place) for place in search_folders())
         raise ManifestError(
-            f"data set {name} is not on this machine (searched: {places}). Set WORKBENCH_DATA to the folder that "
-            f"holds {name}/, or run: workbench data prepare {name} --source FOLDER"
+            f"data set {name} is not on this machine (searched: {places}). Set WORKBENCH_DATA to the "
+            f"folder that holds {name}/, or run: workbench data prepare {name} --source FOLDER"
         )
     found = problems(manifest, folder)
     if found:

@@ -1,4 +1,4 @@
-"""A trained head together with its encoder: texts and a condition in, conditioned embeddings and weights out."""
+"""A trained head with its encoder: texts and a condition in, conditioned embeddings and weights out."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,8 @@ from workbench.store import EmbeddingStore
 class HyperCL:
     """Embeds sentences under a condition typed by a person.
 
-    Texts and conditions are encoded once and kept in the embedding store; one condition's weights are generated
-    once per call.
+    Texts and conditions are encoded once and kept in the embedding store; one condition's weights are
+    generated once per call.
     """
 
     def __init__(self, head: ConditionedHead, encoder: TextEncoder, cache: Path | None = None) -> None:
@@ -71,12 +71,12 @@ class HyperCL:
         """Generate the weights of conditions, each once, in their order.
 
         Raises:
-            DataError: a condition is empty, or this head generates no weights (a Hadamard gate, a shared map).
+            DataError: a condition is empty, or this head generates no weights (a Hadamard gate, a shared
+                map).
         """
         if self.head.generator is None:
-            raise DataError(
-                f"model {self.head.settings.name} generates no weights; it is a {self.head.settings.kind} head"
-            )
+            settings = self.head.settings
+            raise DataError(f"model {settings.name} generates no weights; it is a {settings.kind} head")
         texts = [normalise_condition(condition) for condition in conditions]
         return self.head.generator(standardise(self.store.embed(texts)))
 
@@ -87,8 +87,8 @@ class HyperCL:
         Args:
             texts: at least one.
             condition: what to look at.
-            strength: 0 gives the plain encoder, 1 the trained model, in between a blend of the two unit vectors;
-                up to 2 it goes on beyond the model.
+            strength: 0 gives the plain encoder, 1 the trained model, in between a blend of the two unit
+                vectors; up to 2 it goes on beyond the model.
 
         Returns:
             Unit-norm embeddings.

@@ -1,8 +1,8 @@
-"""Notebooks through papermill, strictly: declared and typed parameters, a completion mark, a page that opens offline.
+"""Notebooks through papermill, strictly: typed parameters, a completion mark, a page that opens offline.
 
 papermill itself only warns about an unknown parameter and then runs on defaults, and calls every cell of a
-notebook whose kernel died "completed". So parameters are checked here before a kernel starts, and a run counts only
-if the notebook's last cell was executed and printed :data:`DONE`.
+notebook whose kernel died "completed". So parameters are checked here before a kernel starts, and a run
+counts only if the notebook's last cell was executed and printed :data:`DONE`.
 """
 
 import ast
@@ -48,11 +48,17 @@ def declared_parameters(path: Path) -> dict[str, Any]:
         raise NotebookError(f"{path.name} needs exactly one cell tagged 'parameters', it has {len(cells)}")
     found = {}
     for statement in ast.parse(cells[0].source).body:
-        target = statement.target if isinstance(statement, ast.AnnAssign) else getattr(statement, "targets", [None])[0]
+        target = (
+            statement.target
+            if isinstance(statement, ast.AnnAssign)
+            else getattr(statement, "targets", [None])[0]
+        )
         try:
             found[target.id] = ast.literal_eval(statement.value)
         except (AttributeError, ValueError) as problem:
-            raise NotebookError(f"{path.name}: the parameters cell may hold only names with literal values") from problem
+            raise NotebookError(
+                f"{path.name}: the parameters cell may hold only names with literal values"
+            ) from problem
     return found
 
 
@@ -74,7 +80,9 @@ def check_parameters(path: Path, parameters: dict[str, Any]) -> None:
                 f"{declared[name]!r}, got {type(value).__name__}: {value!r}"
             )
         if isinstance(value, str) and any(0xD800 <= ord(letter) <= 0xDFFF for letter in value):
-            raise NotebookError(f"{path.name}: parameter {name} holds a lone surrogate, which no file can store")
+            raise NotebookError(
+                f"{path.name}: parameter {name} holds a lone surrogate, which no file can store"
+            )
 
 
 def run_notebook(
@@ -98,8 +106,8 @@ def run_notebook(
         The path of the HTML page.
 
     Raises:
-        NotebookError: no such notebook, a parameter it does not take, a cell that failed, a kernel that died, or
-            a notebook that ended before its last cell. What was executed is kept beside, marked failed.
+        NotebookError: no such notebook, a parameter it does not take, a cell that failed, a kernel that died,
+            or a notebook that ended before its last cell. What was executed is kept beside, marked failed.
     """
     import papermill
 

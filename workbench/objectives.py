@@ -3,13 +3,12 @@
 Shape letters: N rows, P pairs.
 """
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 
-def similarity_mse(similarity: Float[Tensor, "N"], label: Float[Tensor, "N"]) -> Float[Tensor, ""]:
+def similarity_mse(similarity: Float[Tensor, " N"], label: Float[Tensor, " N"]) -> Float[Tensor, ""]:
     """Mean squared difference between cosine and label; 0 or more, ideal 0.
 
     L_MSE = mean (cos - y)^2 with labels y scaled to 0..1.
@@ -20,7 +19,7 @@ def similarity_mse(similarity: Float[Tensor, "N"], label: Float[Tensor, "N"]) ->
 
 
 def pair_contrastive(
-    high: Float[Tensor, "P"], low: Float[Tensor, "P"], temperature: float
+    high: Float[Tensor, " P"], low: Float[Tensor, " P"], temperature: float
 ) -> Float[Tensor, ""]:
     """Two-way InfoNCE between a pair's two conditions; 0 or more, log 2 when they score alike.
 
@@ -41,14 +40,15 @@ def pair_contrastive(
 def same_condition_contrastive(
     first: Float[Tensor, "N D"],
     second: Float[Tensor, "N D"],
-    condition: Int[Tensor, "N"],
-    label: Float[Tensor, "N"],
+    condition: Int[Tensor, " N"],
+    label: Float[Tensor, " N"],
     temperature: float,
 ) -> Float[Tensor, ""]:
     """InfoNCE against the other sentences of the batch that carry the same condition; 0 or more.
 
-    For each row with a label above 0.5, its second sentence is the positive and the second sentences of the other
-    rows under the same condition are the negatives. Not in the paper: it compares all conditions of one pair only.
+    For each row with a label above 0.5, its second sentence is the positive and the second sentences of the
+    other rows under the same condition are the negatives. Not in the paper: it compares all conditions of one
+    pair only.
 
     Args:
         first: conditioned embeddings of the first sentences.

@@ -18,9 +18,9 @@ from workbench.files import write_atomic
 from workbench.runs import Run, finished_runs
 
 _HOW = (
-    "Every value is the mean over seeds; the interval is a 95 % bootstrap over sentence pairs of that mean, so it "
-    "covers which pairs were drawn, and the spread over seeds stands beside it. Differences are paired: the same "
-    "resampled pairs for both models."
+    "Every value is the mean over seeds; the interval is a 95 % bootstrap over sentence pairs of that mean, so "
+    "it covers which pairs were drawn, and the spread over seeds stands beside it. Differences are paired: the "
+    "same resampled pairs for both models."
 )
 
 
@@ -172,7 +172,7 @@ def published_table(run: Run) -> Table:
 
 
 def findings(run: Run) -> list[str]:
-    """Say in sentences what the numbers say: the winner, whether generated weights beat the baseline, the floor."""
+    """Say in sentences what the numbers say: winner, generated weights against baseline, floor."""
     frame, main, reference = model_table(run), main_metric(run.metrics), run.recipe["reference"]
     kinds = {model["name"]: model for model in run.recipe["models"]}
     best = frame.sort(main, descending=True).to_dicts()[0]
@@ -235,7 +235,8 @@ def run_sections(run: Run) -> list[Section]:
         sections.append(Section("Bars", ["Set by this project before the run."], bar_table(run)))
     if run.recipe["published"]:
         lines = [
-            "Numbers on one scale, 0 to 1. Where encoder, split or protocol differ, the verdict is 'not comparable'."
+            "Numbers on one scale, 0 to 1. Where encoder, split or protocol differ, the verdict is "
+            "'not comparable'."
         ]
         sections.append(Section("Published beside reproduced", lines, published_table(run)))
     figure = _div(models_figure(metrics, run.recipe["models"], main, split))
@@ -287,8 +288,8 @@ def footer_of(run: Run) -> list[str]:
         f"{about['workbench']}, commit {about['commit']}, seeds {about['seeds']}.",
         f"Data {run.recipe['data']['name']} ({about['data_sha256'][:12]}), encoder {run.recipe['encoder']} "
         f"({about['encoder_sha256'][:12]}); {json.dumps(about['data'])}.",
-        f"{about['device']}, {about['threads']} threads, {about['platform']}, Python {about['python']}, {packages}. "
-        f"Finished {about['finished'][:19]} UTC; {about['seconds_of_last_process']} s, peak memory "
+        f"{about['device']}, {about['threads']} threads, {about['platform']}, Python {about['python']}, "
+        f"{packages}. Finished {about['finished'][:19]} UTC; {about['seconds_of_last_process']} s, peak memory "
         f"{about['peak_process_mib']} MiB.",
     ]
 

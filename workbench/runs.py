@@ -1,10 +1,11 @@
 """Runs: the only module that knows run folders, their provenance and how they are published.
 
-A run is computed in a private folder and renamed when complete, so a run that can be seen is whole. The private
-folder's name follows from the settings, the data, the encoder and the version: the same command goes on where a
-killed process stopped, and a finished run is found again instead of computed twice.
+A run is computed in a private folder and renamed when complete, so a run that can be seen is whole. The
+private folder's name follows from the settings, the data, the encoder and the version: the same command goes
+on where a killed process stopped, and a finished run is found again instead of computed twice.
 """
 
+import io
 import json
 import logging
 import os
@@ -50,9 +51,7 @@ class Run:
             raise RunError(f"{folder} holds no finished run; start it with: workbench run RECIPE")
         for name, expected in json.loads(marker.read_text("utf-8"))["files"].items():
             if not (folder / name).is_file() or sha256_of(folder / name) != expected:
-                raise RunError(
-                    f"{folder / name} is missing or was changed after the run; run the recipe again with --fresh"
-                )
+                raise RunError(f"{folder / name} is missing or was changed since; run again with --fresh")
         return cls(folder)
 
     @cached_property
@@ -221,8 +220,10 @@ def _compute(
         encoder, cache_folder(), tokens=any(m.pooling != "sentence" for m in recipe.models)
     )
     found = compare(recipe, tables, store, private, device)
-    found.metrics.write_parquet(private / "metrics.parquet")
-    found.scores.write_parquet(private / "scores.parquet")
+    for name, frame in (("metrics", found.metrics), ("scores", found.scores)):
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer)
+        write_atomic(private / f"{name}.parquet", buffer.getvalue())
     write_atomic(private / "cards.json", json.dumps(found.cards, indent=1))
     write_atomic(
         private / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=1, ensure_ascii=False)

@@ -1,8 +1,8 @@
 """The embedding store: each unique text is encoded once per encoder, ever.
 
-A folder per encoder fingerprint holds shards of up to 512 texts. A shard's name is the hash of its content, so
-a damaged one is noticed, dropped and computed again; it is written whole and renamed, so a killed process leaves
-only finished shards, and the next one computes what is missing.
+A folder per encoder fingerprint holds shards of up to 512 texts. A shard's name is the hash of its content,
+so a damaged one is noticed, dropped and computed again; it is written whole and renamed, so a killed process
+leaves only finished shards, and the next one computes what is missing.
 """
 
 import hashlib
@@ -108,7 +108,7 @@ class EmbeddingStore:
             raise ValueError("this store keeps no token states; open it with tokens=True")
         parts = []
         for shard, row in self._places(texts):
-            offsets: Int[Tensor, "M"] = self._shards[shard]["offsets"]
+            offsets: Int[Tensor, " M"] = self._shards[shard]["offsets"]
             parts.append(self._shards[shard]["states"][offsets[row] : offsets[row + 1]])
         lengths = torch.tensor([0, *(len(part) for part in parts)])
         return TokenStates(torch.cat(parts), lengths.cumsum(0))

@@ -1,8 +1,8 @@
 """The one training loop: seeds, schedule, log, checkpoint and exact resume. It knows no paper.
 
-A run killed at any step goes on from its last checkpoint and ends with the same weights, bit for bit on one kind of
-CPU: a checkpoint holds weights, optimiser state and random states, and the order of batches follows from the seed
-and the epoch alone, so the step number is the data cursor.
+A run killed at any step goes on from its last checkpoint and ends with the same weights, bit for bit on one
+kind of CPU: a checkpoint holds weights, optimiser state and random states, and the order of batches follows
+from the seed and the epoch alone, so the step number is the data cursor.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class Training(Settings):
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
-    clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; null for none")
+    clip: float | None = Field(default=None, gt=0, description="largest gradient norm; null for none")
 
 
 class _Stop:
@@ -150,8 +150,8 @@ def _step(
     """Make one optimiser step with linear warm-up and decay; return the loss."""
     if not torch.isfinite(value):
         raise RunError(
-            f"the loss of {type(module).__name__} is {float(value)} at step {step + 1} of {total} with learning rate "
-            f"{settings.learning_rate:g}; lower training.learning_rate or set training.clip"
+            f"the loss of {type(module).__name__} is {float(value)} at step {step + 1} of {total} with "
+            f"learning rate {settings.learning_rate:g}; lower training.learning_rate or set training.clip"
         )
     optimiser.zero_grad(set_to_none=True)
     value.backward()
@@ -166,7 +166,7 @@ def _step(
 
 
 class _Checkpoint:
-    """One file with everything a training needs to go on, written whole and checked by hash before it is used."""
+    """One file with all a training needs to go on, written whole and checked by hash before use."""
 
     def __init__(self, folder: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
         self.path = folder / "checkpoint.safetensors"

@@ -1,10 +1,10 @@
-"""The bundled set: 320 sentences written by hand for this project, and the pairs that follow from them by rule.
+"""The bundled set: 320 sentences written by hand for this project, and the pairs that follow by rule.
 
-Each sentence describes one animal, dish, vehicle or place and gives seven attributes of it. Two sentences of one
-domain are compared under a condition that asks for one attribute: label 1 if the values agree, 0 if not, and in
-between for ordered attributes such as size. Every pair of sentences stands in two rows, one under a condition
-with a high label and one under a condition with a low one, and each attribute is high as often as low, so that
-neither a score that ignores the condition nor one that ignores the sentences can order the two.
+Each sentence describes one animal, dish, vehicle or place and gives seven attributes of it. Two sentences of
+one domain are compared under a condition that asks for one attribute: label 1 if the values agree, 0 if not,
+and in between for ordered attributes such as size. Every pair of sentences stands in two rows, one under a
+condition with a high label and one under a condition with a low one, and each attribute is high as often as
+low, so that neither a score that ignores the condition nor one that ignores the sentences can order the two.
 """
 
 import csv
@@ -21,7 +21,8 @@ from workbench.errors import DataError
 
 FOLDER = Path(__file__).parent / "bundled"
 DOMAINS = ("animals", "dishes", "vehicles", "places")
-# The values were dealt to the ids at random, so consecutive ids are a random split. Entities are never shared.
+# The values were dealt to the ids at random, so consecutive ids are a random split. Entities are never
+# shared.
 SPLITS = {"train": range(48), "valid": range(48, 60), "test": range(60, 80)}
 MINIMUM_GAP = 0.5  # between the two labels of a pair, so that which is higher is beyond doubt
 
@@ -56,8 +57,9 @@ def pairs() -> dict[str, pl.DataFrame]:
     """Build the pairs of all splits, the same at every call.
 
     Returns:
-        For train, valid and test a table with sentence1, sentence2, condition, label, domain and condition_kind:
-        "seen", "rephrased" (the attribute is trained on, this phrasing is not) or "unseen" (neither is).
+        For train, valid and test a table with sentence1, sentence2, condition, label, domain and
+        condition_kind: "seen", "rephrased" (the attribute is trained on, this phrasing is not) or "unseen"
+        (neither is).
     """
     rng = random.Random(2024)
     table = sentences()

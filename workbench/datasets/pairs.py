@@ -1,8 +1,9 @@
-"""Sentence pairs under conditions: read, checked, grouped into pairs, and told apart by how new a condition is.
+"""Sentence pairs under conditions: read, checked, grouped into pairs, their order destroyed.
 
-A table has the columns sentence1, sentence2, condition and label (those of C-STS), and any others. Rows that share
-both sentences are one pair; its rows differ in the condition. In the published C-STS files the first row of a
-pair always has the higher label, so the order of rows is destroyed on reading: nothing downstream can use it.
+A table has the columns sentence1, sentence2, condition and label (those of C-STS), and any others. Rows that
+share both sentences are one pair; its rows differ in the condition. In the published C-STS files the first
+row of a pair always has the higher label, so the order of rows is destroyed on reading: nothing downstream
+can use it.
 """
 
 from collections.abc import Iterable
@@ -94,9 +95,8 @@ def read_table(path: Path) -> pl.DataFrame:
             path, schema_overrides=dict.fromkeys(COLUMNS[:3], pl.String), infer_schema_length=None
         )
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as problem:
-        raise DataError(
-            f"{path} cannot be read; is it cut short? ({' '.join(str(problem).split())[:200]})"
-        ) from None
+        reason = " ".join(str(problem).split())[:200]
+        raise DataError(f"{path} cannot be read; is it cut short? ({reason})") from None
 
 
 def _read_files(path: Path, label_range: tuple[float, float]) -> dict[str, pl.DataFrame]:
@@ -109,16 +109,17 @@ def _read_files(path: Path, label_range: tuple[float, float]) -> dict[str, pl.Da
         if missing:
             names = sorted(file.name for file in path.iterdir())[:10]
             raise DataError(
-                f"{path} needs a .csv or .parquet file for train and one for validation (names ending in train, "
-                f"valid, validation, dev or test); missing: {', '.join(missing)}; it holds: {names}"
+                f"{path} needs a .csv or .parquet file for train and one for validation (names ending in "
+                f"train, valid, validation, dev or test); missing: {', '.join(missing)}; it holds: {names}"
             )
         tables = {split: read_table(file) for split, file in found.items() if file}
         return {split: table for split, table in tables.items() if not _labels_hidden(table, label_range)}
     table = check_columns(read_table(path), str(path))
-    if table.select("sentence1", "sentence2").unique().height < 20:
+    pairs = table.select("sentence1", "sentence2").unique().height
+    if pairs < 20:
         raise DataError(
-            f"{path} has {table.height} rows of {table.select('sentence1', 'sentence2').unique().height} sentence "
-            "pairs; at least 20 pairs are needed to train, validate and test. Add rows, or give a folder with splits"
+            f"{path} has {table.height} rows of {pairs} sentence pairs; at least 20 pairs are needed to train, "
+            "validate and test. Add rows, or give a folder with splits"
         )
     share = pl.struct("sentence1", "sentence2").map_elements(
         lambda pair: int(digest(*sorted(str(side) for side in pair.values()))[:8], 16) % 10,
@@ -160,14 +161,15 @@ def check_columns(table: pl.DataFrame, source: str) -> pl.DataFrame:
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         raise DataError(
-            f"{source}: missing column {', '.join(missing)}; needed are {', '.join(COLUMNS)}, found {table.columns}"
+            f"{source}: missing column {', '.join(missing)}; needed are {', '.join(COLUMNS)}, "
+            f"found {table.columns}"
         )
     for name in COLUMNS:
         empty = table[name].is_null()
         if empty.any():
             raise DataError(
-                f"{source}: column {name} is empty in {empty.sum()} rows, first in row {empty.arg_true()[0]}; "
-                "fill or remove them"
+                f"{source}: column {name} is empty in {empty.sum()} rows, first in row "
+                f"{empty.arg_true()[0]}; fill or remove them"
             )
     labels = table["label"].cast(pl.Float64, strict=False)
     bad = labels.is_null() | labels.is_nan() | labels.is_infinite()
@@ -185,8 +187,8 @@ def _prepared(table: pl.DataFrame, source: str, label_range: tuple[float, float]
     if outside.any():
         row = outside.arg_true()[0]
         raise DataError(
-            f"{source}: label {table['label'][row]} in row {row} is outside {low:g}..{high:g}; give the range of "
-            "your labels with --label-range LOW HIGH"
+            f"{source}: label {table['label'][row]} in row {row} is outside {low:g}..{high:g}; give the "
+            "range of your labels with --label-range LOW HIGH"
         )
     if table.height < 2 or table["label"].n_unique() < 2:
         raise DataError(

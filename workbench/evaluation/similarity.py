@@ -1,8 +1,8 @@
 """Scores of sentence pairs against labels: Spearman, Pearson, AUC and pair order, with bootstrap intervals.
 
 Resampling draws whole pairs, since the rows of a pair share their sentences. A resample is a vector of row
-weights, so that sorting is done once per score and not once per resample, and all models and seeds are measured on
-the same resamples, which makes their differences paired.
+weights, so that sorting is done once per score and not once per resample, and all models and seeds are
+measured on the same resamples, which makes their differences paired.
 
 Shape letters: S scores (a model under a seed), N rows, R resamples, G pairs.
 """
@@ -24,7 +24,7 @@ class _Ties:
     starts: np.ndarray
 
     @classmethod
-    def of(cls, values: Float[np.ndarray, "N"]) -> "_Ties":
+    def of(cls, values: Float[np.ndarray, " N"]) -> "_Ties":
         order = np.argsort(values, kind="stable")
         ordered = values[order]
         starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
@@ -42,7 +42,7 @@ class _Ties:
 
 def _correlation(
     one: Float[np.ndarray, "R N"], other: Float[np.ndarray, "R N"], weights: Float[np.ndarray, "R N"]
-) -> Float[np.ndarray, "R"]:
+) -> Float[np.ndarray, " R"]:
     """Weighted Pearson correlation of each resample; NaN where one side is constant."""
     total = weights.sum(1, keepdims=True)
     one = one - (weights * one).sum(1, keepdims=True) / total
@@ -53,8 +53,8 @@ def _correlation(
 
 
 def spearman(
-    score: Float[np.ndarray, "N"], label: Float[np.ndarray, "N"], weights: Float[np.ndarray, "R N"]
-) -> Float[np.ndarray, "R"]:
+    score: Float[np.ndarray, " N"], label: Float[np.ndarray, " N"], weights: Float[np.ndarray, "R N"]
+) -> Float[np.ndarray, " R"]:
     """Rank correlation over all rows at once, average ranks on ties; -1 to 1, ideal 1, chance 0.
 
     Source: C-STS section 4 (over the whole split, not per condition).
@@ -63,16 +63,16 @@ def spearman(
 
 
 def pearson(
-    score: Float[np.ndarray, "N"], label: Float[np.ndarray, "N"], weights: Float[np.ndarray, "R N"]
-) -> Float[np.ndarray, "R"]:
+    score: Float[np.ndarray, " N"], label: Float[np.ndarray, " N"], weights: Float[np.ndarray, "R N"]
+) -> Float[np.ndarray, " R"]:
     """Linear correlation over all rows at once; -1 to 1, ideal 1, chance 0."""
     shape = weights.shape
     return _correlation(np.broadcast_to(score, shape), np.broadcast_to(label, shape), weights)
 
 
 def auc(
-    score: Float[np.ndarray, "N"], label: Float[np.ndarray, "N"], weights: Float[np.ndarray, "R N"]
-) -> Float[np.ndarray, "R"]:
+    score: Float[np.ndarray, " N"], label: Float[np.ndarray, " N"], weights: Float[np.ndarray, "R N"]
+) -> Float[np.ndarray, " R"]:
     """Area under the ROC curve of labels 0 and 1, ties counted half; 0 to 1, ideal 1, chance 0.5.
 
     NaN where labels are not all 0 or 1, or one class is missing.
@@ -88,7 +88,7 @@ def auc(
         )
 
 
-def within_pairs(label: Float[np.ndarray, "N"], pair: Int[np.ndarray, "N"]) -> Int[np.ndarray, "G 2"]:
+def within_pairs(label: Float[np.ndarray, " N"], pair: Int[np.ndarray, " N"]) -> Int[np.ndarray, "G 2"]:
     """List the row pairs (higher label, lower label) that share their sentences; ties are left out."""
     order = np.argsort(pair, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(pair[order])) + 1)
@@ -97,11 +97,11 @@ def within_pairs(label: Float[np.ndarray, "N"], pair: Int[np.ndarray, "N"]) -> I
 
 
 def pair_order(
-    score: Float[np.ndarray, "N"],
-    label: Float[np.ndarray, "N"],
+    score: Float[np.ndarray, " N"],
+    label: Float[np.ndarray, " N"],
     weights: Float[np.ndarray, "R N"],
     pairs: Int[np.ndarray, "G 2"],
-) -> Float[np.ndarray, "R"]:
+) -> Float[np.ndarray, " R"]:
     """Share of a pair's two conditions ranked the right way, ties counted half; 0 to 1, ideal 1, chance 0.5.
 
     A score that ignores the condition gets exactly 0.5.
@@ -119,11 +119,11 @@ def pair_order(
 class Measured:
     """One metric of S scores, on the rows as they are and on R resamples of them."""
 
-    value: Float[np.ndarray, "S"]
+    value: Float[np.ndarray, " S"]
     resampled: Float[np.ndarray, "S R"]
 
     @staticmethod
-    def interval(resampled: Float[np.ndarray, "R"], level: float = 0.95) -> tuple[float, float]:
+    def interval(resampled: Float[np.ndarray, " R"], level: float = 0.95) -> tuple[float, float]:
         """Percentile interval of resampled values; (NaN, NaN) if the metric is undefined."""
         known = resampled[np.isfinite(resampled)]
         if len(known) == 0:
@@ -134,8 +134,8 @@ class Measured:
 
 def measure(
     scores: Float[np.ndarray, "S N"],
-    label: Float[np.ndarray, "N"],
-    pair: Int[np.ndarray, "N"],
+    label: Float[np.ndarray, " N"],
+    pair: Int[np.ndarray, " N"],
     *,
     resamples: int = 1000,
     seed: int = 0,

@@ -1,4 +1,4 @@
-"""Condition -> generator -> generated weights -> application, the one idea that every paper here is a case of."""
+"""Condition -> generator -> generated weights -> application: the idea every paper here is a case of."""
 
 from workbench.hypernetworks.apply import Rows, pool_tokens, project
 from workbench.hypernetworks.generators import LinearGenerator

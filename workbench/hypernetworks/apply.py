@@ -41,12 +41,12 @@ class Rows:
         position: where each row's result stands when the blocks' real rows are laid end to end.
     """
 
-    unique: Int[Tensor, "U"]
+    unique: Int[Tensor, " U"]
     blocks: tuple[Block, ...]
-    position: Int[Tensor, "N"]
+    position: Int[Tensor, " N"]
 
     @classmethod
-    def of(cls, ids: Int[Tensor, "N"]) -> "Rows":
+    def of(cls, ids: Int[Tensor, " N"]) -> "Rows":
         """Group rows by id; N must be at least 1."""
         unique, inverse, counts = torch.unique(ids, return_inverse=True, return_counts=True)
         order = torch.argsort(counts, stable=True)
@@ -92,7 +92,8 @@ def project(
 ) -> Float[Tensor, "N E"]:
     """Map each row by the matrix generated for its condition.
 
-    With low rank, computes (x A) B and never A B: 2 D K instead of D^2 K + D^2 multiplications a condition and row.
+    With low rank, computes (x A) B and never A B: 2 D K instead of D^2 K + D^2 multiplications a condition
+    and row.
 
     Args:
         inputs: one vector per row.

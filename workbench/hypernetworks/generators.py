@@ -15,14 +15,14 @@ from workbench.hypernetworks.spec import GeneratedWeights, ParamSpec
 class LinearGenerator(nn.Module):
     """One linear map from a condition embedding to all coefficients, with an optional bottleneck before it.
 
-    With ``scaled`` starts, inputs of unit variance give coefficients of unit variance, and the bias, the weights
-    every condition shares, starts at zero. Otherwise the layers start as ``nn.Linear`` does, which is what the
-    published code relies on.
+    With ``scaled`` starts, inputs of unit variance give coefficients of unit variance, and the bias, the
+    weights every condition shares, starts at zero. Otherwise the layers start as ``nn.Linear`` does, which is
+    what the published code relies on.
 
     A table of one learned row per condition is this generator on one-hot conditions.
 
-    Source: Hyper-CL section 3.2 (the linear hypernetwork); the scaled start follows "unit coefficients, spec-side
-    scale" of Ortiz, Guttag and Dalca (2023), arXiv 2304.07645.
+    Source: Hyper-CL section 3.2 (the linear hypernetwork); the scaled start follows "unit coefficients,
+    spec-side scale" of Ortiz, Guttag and Dalca (2023), arXiv 2304.07645.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class LinearGenerator(nn.Module):
 def standardise(embeddings: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     """Bring unit-norm embeddings to entries of about unit variance, by the factor sqrt(D).
 
-    Generators and heads expect it: the papers feed raw hidden states, whose entries have about unit variance, while
-    sentence-transformers encoders end in a unit-norm layer.
+    Generators and heads expect it: the papers feed raw hidden states, whose entries have about unit variance,
+    while sentence-transformers encoders end in a unit-norm layer.
     """
     return embeddings * math.sqrt(embeddings.shape[-1])
 
@@ -100,6 +100,7 @@ def standardise(embeddings: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
 def token_scale(states: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
     """Bring every token state to zero mean and unit variance over its entries; padding stays zero.
 
-    A few entries of a transformer's hidden state are far larger than the rest and would decide every dot product.
+    A few entries of a transformer's hidden state are far larger than the rest and would decide every dot
+    product.
     """
     return torch.nn.functional.layer_norm(states, states.shape[-1:])

@@ -1,7 +1,7 @@
 """Is the generator alive: does it train, do conditions move the weights, how many directions do they use.
 
-Two silent failures of published code are what this guards against: a generator that never trains, and one whose
-correction stays zero for a whole training run.
+Two silent failures of published code are what this guards against: a generator that never trains, and one
+whose correction stays zero for a whole training run.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,8 +18,8 @@ class Health:
 
     Attributes:
         moved: norm of the head's change since the start over its norm at the start; 0 means it never trained.
-        relative_spread: standard deviation of weights over conditions over their root mean square; near 0 means
-            that every condition gets the same weights.
+        relative_spread: standard deviation of weights over conditions over their root mean square; near 0
+            means that every condition gets the same weights.
         effective_rank: over conditions, of the slot with the most numbers (see ``GeneratedWeights``).
         near_copies: share of condition pairs whose weights have cosine above 0.999; 0 to 1, lower is better.
         conditions: how many conditions were looked at.

@@ -1,7 +1,7 @@
 """What is generated, as pure data, and the generated weights themselves.
 
-A generator only ever yields coefficients of about unit variance. The spec owns the scale: it multiplies each slot
-by the standard deviation that slot needs, so that one rule serves full, low-rank and chunked generators
+A generator only ever yields coefficients of about unit variance. The spec owns the scale: it multiplies each
+slot by the standard deviation that slot needs, so that one rule serves full, low-rank and chunked generators
 (``scaled=False`` keeps the coefficients as they are, which is how the published code starts).
 
 Shape letters: U unique conditions, P coefficients, D width, K rank.
@@ -127,7 +127,7 @@ class ParamSpec:
 
 @dataclass(frozen=True)
 class GeneratedWeights:
-    """The weights of U conditions: named tensors with a leading axis U, and what an inspector asks of them."""
+    """The weights of U conditions: named tensors with a leading axis U, and what inspectors ask."""
 
     spec: ParamSpec
     tensors: dict[str, Tensor]
@@ -177,7 +177,7 @@ class GeneratedWeights:
             rows.append((left * right).sum((1, 2)))
         return torch.stack(rows)
 
-    def norms(self, name: str) -> Float[Tensor, "U"]:
+    def norms(self, name: str) -> Float[Tensor, " U"]:
         """Frobenius norm of each condition's generated weight (the identity left out); 0 or more."""
         return self.inner_products(name).diagonal().clamp_min(0).sqrt()
 
@@ -191,8 +191,8 @@ class GeneratedWeights:
     def effective_rank(self, name: str) -> float:
         """Effective rank over conditions: exp of the entropy of the normalised spectrum of centred weights.
 
-        Between 1 and U - 1; 1 means that all conditions move the weights along one direction, and 0 is returned
-        if they do not move them at all.
+        Between 1 and U - 1; 1 means that all conditions move the weights along one direction, and 0 is
+        returned if they do not move them at all.
 
         Source: Roy and Vetterli (2007), The effective rank, definition 1.
         """

@@ -1,7 +1,8 @@
 """Hyper-CL: conditioning sentence representations with hypernetworks (Yoo, Cha, Kim and Kim, ACL 2024).
 
-A frozen encoder f embeds sentences and conditions apart; what a condition generates decides how two sentences are
-compared. Everything the paper compares, and the baselines it leaves out, is one head with different settings.
+A frozen encoder f embeds sentences and conditions apart; what a condition generates decides how two sentences
+are compared. Everything the paper compares, and the baselines it leaves out, is one head with different
+settings.
 
 ==============  =============================  =====================================================
 here            in the paper                   meaning
@@ -16,16 +17,16 @@ temperature     tau                            divisor of similarities in the co
 
     (1)  h_sc = h_s W_c,  W_c = H(h_c)                            Hyper-CL, full               section 3.2
     (2)  h_sc = (h_s A_c) B_c,  A_c: D x K,  B_c: K x D           Hyper-CL, low rank           section 3.2
-    (3)  h_sc = G h_c * F h_s                                     Hadamard gate                baseline, section 2
-    (4)  h_sc = V [h_s ; h_c]                                     concatenation                baseline, section 2
+    (3)  h_sc = G h_c * F h_s                   Hadamard gate          baseline, section 2
+    (4)  h_sc = V [h_s ; h_c]                   concatenation          baseline, section 2
     (5)  L = mean (phi - y)^2 + softplus(-(phi_high - phi_low) / tau)                          section 3.1
     (6)  h_s <- sum_l softmax_l(t_l . q_c / sqrt(D)) t_l,  q_c = H_q(h_c)                      ours
     (7)  h_sc = h_s (I + W_c)                                                                  ours
 
-Deviations from the paper, all of them settings: the encoder is frozen; vectors are brought to unit variance and
-coefficients to the scale their slot needs (``start: paper`` undoes the latter); both sentences of a row see the same
-dropout of the condition; the gate and the shared map are trained layers, since a frozen encoder cannot adapt to the
-parameter-free product the paper uses.
+Deviations from the paper, all of them settings: the encoder is frozen; vectors are brought to unit variance
+and coefficients to the scale their slot needs (``start: paper`` undoes the latter); both sentences of a row
+see the same dropout of the condition; the gate and the shared map are trained layers, since a frozen encoder
+cannot adapt to the parameter-free product the paper uses.
 
 Shape letters: N rows, S unique sentences, U unique conditions, D width, K rank, L tokens.
 """
@@ -129,7 +130,7 @@ class HyperCLRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Batch:
-    """N rows that each look at one sentence under one condition; every sentence and condition is held once."""
+    """N rows, each one sentence under one condition; every sentence and condition is held once."""
 
     sentences: Float[Tensor, "S D"]
     tokens: Float[Tensor, "S L D"] | None
@@ -218,11 +219,11 @@ class ConditionedHead(nn.Module):
 class Split:
     """One split's rows as indices into the tables of unique sentences and conditions."""
 
-    first: Int[Tensor, "N"]
-    second: Int[Tensor, "N"]
-    condition: Int[Tensor, "N"]
-    label: Float[Tensor, "N"]
-    pair: Int[Tensor, "N"]
+    first: Int[Tensor, " N"]
+    second: Int[Tensor, " N"]
+    condition: Int[Tensor, " N"]
+    label: Float[Tensor, " N"]
+    pair: Int[Tensor, " N"]
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,7 @@ class Encoded:
         return self.one_hot if settings.condition == "one_hot" else self.conditions
 
     def batch(
-        self, settings: ModelSettings, sentence: Int[Tensor, "N"], condition: Int[Tensor, "N"]
+        self, settings: ModelSettings, sentence: Int[Tensor, " N"], condition: Int[Tensor, " N"]
     ) -> Batch:
         """Gather rows; tokens only if the model pools them."""
         by_sentence, by_condition = Rows.of(sentence), Rows.of(condition)
@@ -255,7 +256,8 @@ class Encoded:
 def encode_splits(tables: dict[str, pl.DataFrame], store: EmbeddingStore, device: str) -> Encoded:
     """Encode every unique sentence and condition once and turn the tables into indices.
 
-    Conditions that train does not contain get an all-zero one-hot row: a table of learned rows knows nothing of them.
+    Conditions that train does not contain get an all-zero one-hot row: a table of learned rows knows nothing
+    of them.
     """
     texts = unique_texts(tables.values(), "sentence1", "sentence2")
     conditions = unique_texts(tables.values(), "condition")
@@ -310,14 +312,14 @@ class PairLoss:
         """Number of pairs."""
         return len(self.starts) - 1
 
-    def _rows_of(self, pairs: Int[Tensor, "P"]) -> Int[Tensor, "N"]:
+    def _rows_of(self, pairs: Int[Tensor, " P"]) -> Int[Tensor, " N"]:
         counts = self.starts[pairs + 1] - self.starts[pairs]
         offset = torch.arange(int(counts.sum()), device=pairs.device) - (
             counts.cumsum(0) - counts
         ).repeat_interleave(counts)
         return self.starts[pairs].repeat_interleave(counts) + offset
 
-    def __call__(self, pairs: Int[Tensor, "P"]) -> Float[Tensor, ""]:
+    def __call__(self, pairs: Int[Tensor, " P"]) -> Float[Tensor, ""]:
         """Return the loss of a batch of pairs, given by their numbers."""
         settings, split = self.head.settings, self.split
         rows = self._rows_of(pairs.to(split.label.device))
@@ -338,9 +340,9 @@ class PairLoss:
 
     @staticmethod
     def _comparisons(
-        pair: Int[Tensor, "N"], label: Float[Tensor, "N"], ties: str
-    ) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
-        """List the rows (high, low) that share a pair; with ties kept, one of equal labels is pushed up at random.
+        pair: Int[Tensor, " N"], label: Float[Tensor, " N"], ties: str
+    ) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+        """List the rows (high, low) that share a pair; ties, if kept, are pushed apart at random.
 
         Which one is settled by the order of rows, which was hashed on reading and so says nothing.
         """
@@ -358,7 +360,7 @@ class PairLoss:
 @torch.inference_mode()
 def head_scores(
     head: ConditionedHead, encoded: Encoded, split: Split, chunk: int = 1024
-) -> Float[Tensor, "N"]:
+) -> Float[Tensor, " N"]:
     """Score every row of a split by cosine, each condition's weights generated once per chunk of sorted rows.
 
     No row sees another: neither the order of rows nor a pair's other row can change a score.
@@ -374,7 +376,7 @@ def head_scores(
 
 def baseline_scores(
     kind: str, encoded: Encoded, tables: dict[str, pl.DataFrame], store: EmbeddingStore, split: str
-) -> Float[Tensor, "N"]:
+) -> Float[Tensor, " N"]:
     """Score a split without training a head.
 
     Args:

@@ -1,4 +1,4 @@
-"""Trains and measures every model of a Hyper-CL recipe, model by model, so that a killed run loses one at most."""
+"""Trains and measures every model of a Hyper-CL recipe; a killed run loses one model at most."""
 
 import json
 import resource

@@ -1,0 +1,45 @@
+"""What all tests share: no network, a cache of their own, and the real encoder opened once."""
+
+import os
+import socket
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+_connect = socket.socket.connect
+
+
+def _local_only(self: socket.socket, address: object) -> None:
+    """Refuse connections that leave the machine; notebook kernels talk over loopback."""
+    if self.family == socket.AF_UNIX or (
+        isinstance(address, tuple) and address[0] in {"127.0.0.1", "::1", "localhost"}
+    ):
+        return _connect(self, address)
+    raise OSError(f"tests use no network, connection to {address} refused")
+
+
+socket.socket.connect = _local_only  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests out of the user's cache; the texts that tests share are encoded once per session."""
+    os.environ["WORKBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """The real packaged encoder."""
+    from workbench.encoders import TextEncoder
+
+    return TextEncoder()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory):
+    """One finished run of the tiny recipe, made once by the real code."""
+    from workbench.runs import run_recipe
+
+    return run_recipe("hyper_cl_bundled_tiny", out=tmp_path_factory.mktemp("reports"))
