@@ -181,8 +181,8 @@ def _open_model(name: str, device: str) -> "SentenceTransformer":  # noqa: F821
     except (OSError, ValueError, RuntimeError, ImportError) as problem:
         raise ManifestError(
             f"cannot open the text encoder {name!r}: {' '.join(str(problem).split())[:300]}. Give "
-            f"{PACKAGED!r}, a local sentence-transformers folder with safetensors weights, or a hub name while "
-            "online"
+            f"{PACKAGED!r}, a local sentence-transformers folder with safetensors weights, or a hub name "
+            "while online"
         ) from problem
 
 

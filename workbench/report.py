@@ -18,9 +18,9 @@ from workbench.files import write_atomic
 from workbench.runs import Run, finished_runs
 
 _HOW = (
-    "Every value is the mean over seeds; the interval is a 95 % bootstrap over sentence pairs of that mean, so "
-    "it covers which pairs were drawn, and the spread over seeds stands beside it. Differences are paired: the "
-    "same resampled pairs for both models."
+    "Every value is the mean over seeds; the interval is a 95 % bootstrap over sentence pairs of that "
+    "mean, so it covers which pairs were drawn, and the spread over seeds stands beside it. Differences are "
+    "paired: the same resampled pairs for both models."
 )
 
 
@@ -289,8 +289,8 @@ def footer_of(run: Run) -> list[str]:
         f"Data {run.recipe['data']['name']} ({about['data_sha256'][:12]}), encoder {run.recipe['encoder']} "
         f"({about['encoder_sha256'][:12]}); {json.dumps(about['data'])}.",
         f"{about['device']}, {about['threads']} threads, {about['platform']}, Python {about['python']}, "
-        f"{packages}. Finished {about['finished'][:19]} UTC; {about['seconds_of_last_process']} s, peak memory "
-        f"{about['peak_process_mib']} MiB.",
+        f"{packages}. Finished {about['finished'][:19]} UTC; {about['seconds_of_last_process']} s, peak "
+        f"memory {about['peak_process_mib']} MiB.",
     ]
 
 

@@ -109,8 +109,9 @@ def _read_files(path: Path, label_range: tuple[float, float]) -> dict[str, pl.Da
         if missing:
             names = sorted(file.name for file in path.iterdir())[:10]
             raise DataError(
-                f"{path} needs a .csv or .parquet file for train and one for validation (names ending in "
-                f"train, valid, validation, dev or test); missing: {', '.join(missing)}; it holds: {names}"
+                f"{path} needs a .csv or .parquet file for train and one for validation (names "
+                f"ending in train, valid, validation, dev or test); missing: "
+                f"{', '.join(missing)}; it holds: {names}"
             )
         tables = {split: read_table(file) for split, file in found.items() if file}
         return {split: table for split, table in tables.items() if not _labels_hidden(table, label_range)}
@@ -118,8 +119,8 @@ def _read_files(path: Path, label_range: tuple[float, float]) -> dict[str, pl.Da
     pairs = table.select("sentence1", "sentence2").unique().height
     if pairs < 20:
         raise DataError(
-            f"{path} has {table.height} rows of {pairs} sentence pairs; at least 20 pairs are needed to train, "
-            "validate and test. Add rows, or give a folder with splits"
+            f"{path} has {table.height} rows of {pairs} sentence pairs; at least 20 pairs are needed to "
+            "train, validate and test. Add rows, or give a folder with splits"
         )
     share = pl.struct("sentence1", "sentence2").map_elements(
         lambda pair: int(digest(*sorted(str(side) for side in pair.values()))[:8], 16) % 10,

@@ -33,7 +33,7 @@ Shape letters: N rows, S unique sentences, U unique conditions, D width, K rank,
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
 import torch
@@ -59,7 +59,7 @@ from workbench.objectives import pair_contrastive, same_condition_contrastive, s
 from workbench.store import EmbeddingStore
 from workbench.training import Training
 
-CITATION = "Yoo, Cha, Kim and Kim (2024), Hyper-CL: Conditioning Sentence Representations with Hypernetworks, ACL 2024"
+CITATION = "Yoo, Cha, Kim and Kim (2024), Hyper-CL, ACL 2024, arXiv 2403.09490"
 UNTRAINED = ("cosine", "prompt", "condition_only")
 
 
@@ -372,47 +372,3 @@ def head_scores(
         first, second = head(encoded.batch(head.settings, sides, split.condition[rows].repeat(2))).chunk(2)
         scores[rows.cpu()] = functional.cosine_similarity(first, second).cpu()
     return scores
-
-
-def baseline_scores(
-    kind: str, encoded: Encoded, tables: dict[str, pl.DataFrame], store: EmbeddingStore, split: str
-) -> Float[Tensor, " N"]:
-    """Score a split without training a head.
-
-    Args:
-        kind: "cosine" (of the plain sentences), "prompt" (of "condition: sentence" texts, encoded as such) or
-            "condition_only" (a ridge regression from the condition's embedding to the label, the floor).
-        encoded: the splits.
-        tables: the same splits as texts.
-        store: encodes the prompts.
-        split: which split to score.
-    """
-    rows = encoded.splits[split]
-    if kind == "cosine":
-        return functional.cosine_similarity(
-            encoded.sentences[rows.first], encoded.sentences[rows.second]
-        ).cpu()
-    if kind == "prompt":
-        table = tables[split]
-        sides = [
-            [
-                f"{condition.rstrip('.')}: {text}"
-                for condition, text in table.select("condition", side).iter_rows()
-            ]
-            for side in ("sentence1", "sentence2")
-        ]
-        store.prepare([*sides[0], *sides[1]])
-        return functional.cosine_similarity(store.embed(sides[0]), store.embed(sides[1]))
-    from sklearn.linear_model import RidgeCV
-
-    train = encoded.splits["train"]
-    features = encoded.conditions.cpu().numpy()
-    ridge = RidgeCV(alphas=[10.0**power for power in range(-1, 5)])
-    ridge.fit(features[train.condition.cpu()], train.label.cpu().numpy())
-    return torch.from_numpy(ridge.predict(features[rows.condition.cpu()])).float()
-
-
-def describe(recipe: HyperCLRecipe) -> dict[str, Any]:
-    """Return what a report says of the comparison in words."""
-    trained = [model.name for model in recipe.models if model.kind not in UNTRAINED]
-    return {"citation": CITATION, "encoder": f"{recipe.encoder}, frozen", "trained_models": trained}

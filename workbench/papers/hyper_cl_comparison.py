@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn import functional
 from tqdm.auto import tqdm
 
 from workbench.evaluation.similarity import METRICS, Measured, measure
@@ -24,7 +26,6 @@ from workbench.papers.hyper_cl import (
     HyperCLRecipe,
     ModelSettings,
     PairLoss,
-    baseline_scores,
     encode_splits,
     head_scores,
 )
@@ -156,6 +157,44 @@ def _trained(
     for left in folder.glob("checkpoint.*"):
         left.unlink()
     return scores, card
+
+
+def baseline_scores(
+    kind: str, encoded: Encoded, tables: dict[str, pl.DataFrame], store: EmbeddingStore, split: str
+) -> Float[Tensor, " N"]:
+    """Score a split without training a head.
+
+    Args:
+        kind: "cosine" (of the plain sentences), "prompt" (of "condition: sentence" texts, encoded as such) or
+            "condition_only" (a ridge regression from the condition's embedding to the label, the floor).
+        encoded: the splits.
+        tables: the same splits as texts.
+        store: encodes the prompts.
+        split: which split to score.
+    """
+    rows = encoded.splits[split]
+    if kind == "cosine":
+        return functional.cosine_similarity(
+            encoded.sentences[rows.first], encoded.sentences[rows.second]
+        ).cpu()
+    if kind == "prompt":
+        table = tables[split]
+        sides = [
+            [
+                f"{condition.rstrip('.')}: {text}"
+                for condition, text in table.select("condition", side).iter_rows()
+            ]
+            for side in ("sentence1", "sentence2")
+        ]
+        store.prepare([*sides[0], *sides[1]])
+        return functional.cosine_similarity(store.embed(sides[0]), store.embed(sides[1]))
+    from sklearn.linear_model import RidgeCV
+
+    train = encoded.splits["train"]
+    features = encoded.conditions.cpu().numpy()
+    ridge = RidgeCV(alphas=[10.0**power for power in range(-1, 5)])
+    ridge.fit(features[train.condition.cpu()], train.label.cpu().numpy())
+    return torch.from_numpy(ridge.predict(features[rows.condition.cpu()])).float()
 
 
 def _metrics(
