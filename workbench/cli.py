@@ -185,6 +185,7 @@ def main() -> None:
     except WorkbenchError as problem:
         print(f"workbench: {problem}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("workbench: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:  # typer turns Ctrl-C into exit code 130
+        if ended.code in (130, 143):
+            print("workbench: stopped; the same command goes on from here", file=sys.stderr)
+        raise

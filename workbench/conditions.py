@@ -13,7 +13,7 @@ _SURROGATE_OR_NUL = re.compile("[\ud800-\udfff\x00]")
 _INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 
 
-def normalise_text(text: str, what: str = "text") -> str:
+def normalise_text(text: object, what: str = "text") -> str:
     """Bring a text to the form that is embedded and that cache keys are made of.
 
     Args:
@@ -40,7 +40,7 @@ def normalise_text(text: str, what: str = "text") -> str:
     return composed
 
 
-def normalise_condition(condition: str) -> str:
+def normalise_condition(condition: object) -> str:
     """Return a condition in its one form.
 
     Raises:

@@ -7,7 +7,7 @@ name.
 
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -57,12 +57,12 @@ class Bar(Settings):
 class Recipe(Settings):
     """What every paper's recipe has; each paper adds its own settings in a subclass."""
 
-    name: str
+    name: str = Field(pattern=f"^{_NAME.pattern}$", description="also names the run's folder")
     paper: str
     title: str
     sets: tuple[Literal["embedded", "tiny", "benchmark", "paper"], ...] = ()
-    notebook: str | None = None
-    seeds: tuple[int, ...] = Field(min_length=1)
+    notebooks: tuple[str, ...] = ()
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     published: tuple[Published, ...] = ()
     bars: tuple[Bar, ...] = ()
 
@@ -70,9 +70,9 @@ class Recipe(Settings):
     def hash(self) -> str:
         """Hexadecimal sha256 of the settings that can change a number.
 
-        Name, title, sets, notebook and the numbers compared against are left out: they change no result.
+        Name, title, sets, notebooks and the numbers compared against are left out: they change no result.
         """
-        apart = {"name", "title", "sets", "notebook", "published", "bars"}
+        apart = {"name", "title", "sets", "notebooks", "published", "bars"}
         return digest(canonical_json(self.model_dump(mode="json", exclude=apart)))
 
 
@@ -104,7 +104,7 @@ def read_yaml(path: Path, error: type[ValueError]) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (OSError, UnicodeDecodeError) as problem:
         raise error(f"cannot read {path}: {problem}") from problem
-    except yaml.YAMLError as problem:
+    except (yaml.YAMLError, RecursionError) as problem:
         raise error(f"{path} is not valid YAML: {' '.join(str(problem).split())}") from problem
     if not isinstance(content, dict):
         raise error(f"{path} must hold keys and values, got {type(content).__name__}")
@@ -126,7 +126,7 @@ def validated(model: type[Model], content: dict[str, Any], name: str, error: typ
     except ValidationError as problem:
         lines = [_explain(model, item) for item in problem.errors()]
         raise error(f"{name}: " + "; ".join(lines)) from problem
-    except TypeError as problem:
+    except (TypeError, ValueError, RecursionError) as problem:
         raise error(f"{name}: {problem}; use numbers, text, lists and mappings only") from problem
 
 

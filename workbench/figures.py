@@ -49,12 +49,13 @@ def models_figure(
 
     Args:
         metrics: long form, as a run holds them.
-        models: the recipe's models, for names and families.
+        models: those of the recipe's models to draw.
         metric: which metric.
         split: which split.
         group: which group of rows.
     """
-    rows = metrics.filter(split=split, group=group, metric=metric)
+    drawn = pl.col("model").is_in([model["name"] for model in models])
+    rows = metrics.filter(drawn, split=split, group=group, metric=metric)
     means = rows.filter(pl.col("seed").is_null()).sort("value")
     families = {model["name"]: family(model) for model in models}
     figure = go.Figure()

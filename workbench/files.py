@@ -22,6 +22,8 @@ _CLOSED = {
     errno.EPERM: "no permission",
     errno.ENOTDIR: "a file stands where a folder is needed",
     errno.EEXIST: "a file stands where a folder is needed",
+    errno.ENOENT: "the folder is gone or cannot be made",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
 

@@ -153,11 +153,14 @@ def install(name: str, source: Path) -> Path:
         )
     final = cache_folder() / "data" / name
     private = final.with_name(f".{name}.{os.getpid()}")
-    with clear_disk_errors(final):
+    try:
+        with clear_disk_errors(final):
+            shutil.rmtree(private, ignore_errors=True)
+            private.mkdir(parents=True)
+            for file in manifest.files:
+                shutil.copyfile(source / file, private / file)
+            shutil.rmtree(final, ignore_errors=True)
+            private.rename(final)
+    finally:
         shutil.rmtree(private, ignore_errors=True)
-        private.mkdir(parents=True)
-        for file in manifest.files:
-            shutil.copyfile(source / file, private / file)
-        shutil.rmtree(final, ignore_errors=True)
-        private.rename(final)
     return final

@@ -31,6 +31,10 @@ class Table:
     columns: list[str]
     rows: list[list[Any]]
 
+    def _repr_markdown_(self) -> str:
+        """Let a notebook show the table."""
+        return self.markdown()
+
     def markdown(self) -> str:
         """Return the table in GitHub's Markdown; cells cannot break out of it."""
 
@@ -86,11 +90,12 @@ def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.Da
             if name in means:
                 row[name] = means[name]["value"]
         values = seeds.filter(metric=main)["value"].to_list()
-        row |= {"low": means[main]["low"], "high": means[main]["high"]}
+        ranked = means.get(main, {"low": None, "high": None, "count": next(iter(means.values()))["count"]})
+        row |= {"low": ranked["low"], "high": ranked["high"]}
         row["spread"] = statistics.stdev(values) if len(values) > 1 else None
         versus = means.get(f"{main}_minus_{reference}", {})
         row |= {"difference": versus.get("value"), "difference_low": versus.get("low")}
-        row |= {"difference_high": versus.get("high"), "count": means[main]["count"]}
+        row |= {"difference_high": versus.get("high"), "count": ranked["count"]}
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -114,7 +119,9 @@ def _as_table(run: Run, group: str = "all") -> Table:
         f"minus {run.recipe['reference']}",
     ]
     rows = []
-    for row in frame.sort(main if main in scores else "spearman", descending=True).to_dicts():
+    for row in frame.sort(
+        main if main in scores else "spearman", descending=True, nulls_last=True
+    ).to_dicts():
         difference = "-"
         if row["difference"] is not None:
             low, high = _number(row["difference_low"], True), _number(row["difference_high"], True)
@@ -175,7 +182,7 @@ def findings(run: Run) -> list[str]:
     """Say in sentences what the numbers say: winner, generated weights against baseline, floor."""
     frame, main, reference = model_table(run), main_metric(run.metrics), run.recipe["reference"]
     kinds = {model["name"]: model for model in run.recipe["models"]}
-    best = frame.sort(main, descending=True).to_dicts()[0]
+    best = frame.sort(main, descending=True, nulls_last=True).to_dicts()[0]
     lines = [
         f"Best of {frame.height} models by {main}: {best['model']} with {best[main]:.3f} "
         f"({best['low']:.3f} to {best['high']:.3f})."
@@ -183,6 +190,7 @@ def findings(run: Run) -> list[str]:
     plain = [
         row for row in frame.to_dicts()
         if kinds[row["model"]]["kind"] == "hyper" and kinds[row["model"]]["pooling"] == "sentence"
+        and row["difference"] is not None
     ]  # fmt: skip
     if plain and reference in kinds:
         top = max(plain, key=lambda row: row[main])
@@ -193,10 +201,10 @@ def findings(run: Run) -> list[str]:
             f"{top['difference']:+.3f} ({low:+.3f} to {high:+.3f})."
         )
     floor = next((row for row in frame.to_dicts() if kinds[row["model"]]["kind"] == "condition_only"), None)
-    if floor:
-        lines.append(
-            f"The condition-only floor, which never sees the sentences, has {main} {floor[main]:.3f}."
-        )
+    if any(settings["kind"] == "condition_only" for settings in kinds.values()):
+        alike = floor is None or floor[main] is None
+        value = "undefined (it scores all rows alike)" if alike else f"{floor[main]:.3f}"
+        lines.append(f"The condition-only floor, which never sees the sentences, has {main} {value}.")
     missed = [row[0] for row in bar_table(run).rows if row[-1] != "met"]
     lines.append(f"Bars missed: {', '.join(missed)}." if missed else "No bar of this recipe is missed.")
     return lines
@@ -244,7 +252,7 @@ def run_sections(run: Run) -> list[Section]:
     columns = dict.fromkeys(
         g.split("=")[0] for g in metrics.filter(split=split)["group"].unique(maintain_order=True) if "=" in g
     )
-    shown = model_table(run).sort(main, descending=True)["model"].to_list()[:3]
+    shown = model_table(run).sort(main, descending=True, nulls_last=True)["model"].to_list()[:3]
     shown = list(dict.fromkeys([*shown, run.recipe["reference"]]))
     for column in columns:
         values = [
@@ -313,12 +321,13 @@ def write_index(out: Path) -> Path:
     for name, run in sorted(newest.items()):
         write_run_report(run)
         main = main_metric(run.metrics)
-        best = model_table(run).sort(main, descending=True).to_dicts()[0]
+        best = model_table(run).sort(main, descending=True, nulls_last=True).to_dicts()[0]
         bars = [row[-1] for row in bar_table(run).rows]
         met = f"{bars.count('met')} of {len(bars)} met" if bars else "-"
         link = {"text": name, "href": f"html/{run.folder.name}.html"}
-        notebook = out / "notebooks" / f"{run.recipe['notebook']}-{name}.html"
-        shown = {"text": "open", "href": f"notebooks/{notebook.name}"} if notebook.is_file() else "-"
+        pages = [out / "notebooks" / f"{notebook}-{name}.html" for notebook in run.recipe["notebooks"]]
+        done = [page for page in pages if page.is_file()]
+        shown = {"text": done[-1].stem, "href": f"notebooks/{done[-1].name}"} if done else "-"
         score = f"{best[main]:.3f} ({best['low']:.3f} to {best['high']:.3f})"
         overview.append([link, run.recipe["data"]["name"], main, best["model"], score, met, shown])
         sections.append(Section(name, findings(run), _as_table(run)))

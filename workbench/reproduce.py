@@ -47,11 +47,9 @@ def reproduce_set(
     names = recipes or recipes_of(which)
     for name in names:
         run = run_recipe(name, out=out, device=device)
-        notebook = run.recipe["notebook"]
-        if not notebooks or not notebook:
-            continue
-        page = out / "notebooks" / f"{notebook}-{run.recipe['name']}.html"
-        if not page.is_file() or page.stat().st_mtime < (run.folder / "done.json").stat().st_mtime:
-            parameters = {"recipe": run.recipe["name"], "out": os.path.abspath(out)}
-            run_notebook(notebook, parameters, out=out, label=run.recipe["name"])
+        for notebook in run.recipe["notebooks"] if notebooks else ():
+            page = out / "notebooks" / f"{notebook}-{run.recipe['name']}.html"
+            if not page.is_file() or page.stat().st_mtime < (run.folder / "done.json").stat().st_mtime:
+                parameters = {"recipe": run.recipe["name"], "out": os.path.abspath(out)}
+                run_notebook(notebook, parameters, out=out, label=run.recipe["name"])
     return write_index(out)

@@ -194,7 +194,7 @@ def _check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()  # read back: "meta" holds no numbers
     except (RuntimeError, AssertionError) as problem:
         reason = str(problem).splitlines()[0]
         raise RunError(f"device {device!r} cannot be used here ({reason}); use --device cpu") from None
@@ -225,9 +225,10 @@ def _compute(
         frame.write_parquet(buffer)
         write_atomic(private / f"{name}.parquet", buffer.getvalue())
     write_atomic(private / "cards.json", json.dumps(found.cards, indent=1))
-    write_atomic(
-        private / "recipe.json", json.dumps(recipe.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    )
+    settings = recipe.model_dump(mode="json")
+    if recipe.data.path:
+        settings["data"]["path"] = Path(recipe.data.path).name  # where it lay is nobody else's business
+    write_atomic(private / "recipe.json", json.dumps(settings, indent=1, ensure_ascii=False))
     counts = {
         split: {
             "rows": table.height,

@@ -91,7 +91,7 @@ def fit(
     *,
     seed: int,
     checkpoint_seconds: float = 30.0,
-) -> list[dict[str, float]]:
+) -> list[dict[str, int | float]]:
     """Train a module, going on from the checkpoint in ``folder`` if there is one.
 
     Args:
@@ -150,7 +150,7 @@ def _step(
     """Make one optimiser step with linear warm-up and decay; return the loss."""
     if not torch.isfinite(value):
         raise RunError(
-            f"the loss of {type(module).__name__} is {float(value)} at step {step + 1} of {total} with "
+            f"the loss of {type(module).__name__} is {value.item()} at step {step + 1} of {total} with "
             f"learning rate {settings.learning_rate:g}; lower training.learning_rate or set training.clip"
         )
     optimiser.zero_grad(set_to_none=True)
@@ -172,8 +172,8 @@ class _Checkpoint:
         self.path = folder / "checkpoint.safetensors"
         self.module, self.optimiser = module, optimiser
 
-    def save(self, step: int, history: list[dict[str, float]], running: float) -> None:
-        """Write module, optimiser and random states; header and hash go in front of the tensors."""
+    def save(self, step: int, history: list[dict[str, int | float]], running: float) -> None:
+        """Write module, optimiser and random states; the hash of all that follows comes first."""
         tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
@@ -181,24 +181,20 @@ class _Checkpoint:
         if torch.cuda.is_available():
             tensors["random.cuda"] = torch.cuda.get_rng_state()
         raw = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        header = {
-            "step": step,
-            "history": history,
-            "running": running,
-            "sha256": hashlib.sha256(raw).hexdigest(),
-        }
-        write_atomic(self.path, json.dumps(header).encode() + b"\n" + raw)
+        header = json.dumps({"step": step, "history": history, "running": running}).encode()
+        body = header + b"\n" + raw
+        write_atomic(self.path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
-    def restore(self) -> tuple[int, list[dict[str, float]], float]:
+    def restore(self) -> tuple[int, list[dict[str, int | float]], float]:
         """Bring everything back to the last checkpoint; without one, start at step 0."""
         if not self.path.is_file():
             return 0, [], 0.0
-        first, _, raw = self.path.read_bytes().partition(b"\n")
+        expected, _, body = self.path.read_bytes().partition(b"\n")
         try:
-            header = json.loads(first)
-            if hashlib.sha256(raw).hexdigest() != header["sha256"]:
+            if hashlib.sha256(body).hexdigest().encode() != expected:
                 raise ValueError("its content does not match its hash")
-            tensors = load(raw)
+            first, _, raw = body.partition(b"\n")
+            header, tensors = json.loads(first), load(raw)
         except (ValueError, KeyError, SafetensorError) as problem:
             _log.warning("checkpoint %s is damaged (%s); training starts again", self.path.name, problem)
             os.replace(self.path, self.path.with_suffix(".damaged"))

@@ -6,12 +6,13 @@ row of a pair always has the higher label, so the order of rows is destroyed on 
 can use it.
 """
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from workbench.conditions import normalise_text
 from workbench.config import Settings
@@ -23,6 +24,7 @@ from workbench.manifests import verified_folder
 COLUMNS = ("sentence1", "sentence2", "condition", "label")
 _STEMS = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
 _ENDINGS = (".parquet", ".csv")
+_log = logging.getLogger(__name__)
 
 
 class PairData(Settings):
@@ -35,7 +37,7 @@ class PairData(Settings):
     source: Literal["bundled", "manifest", "files"]
     name: str
     path: str | None = None
-    label_range: tuple[float, float] = (0.0, 1.0)
+    label_range: tuple[FiniteFloat, FiniteFloat] = (0.0, 1.0)
     limit: int | None = Field(default=None, gt=3, description="use only so many pairs of each split")
 
     @model_validator(mode="after")
@@ -94,7 +96,7 @@ def read_table(path: Path) -> pl.DataFrame:
         return pl.read_csv(
             path, schema_overrides=dict.fromkeys(COLUMNS[:3], pl.String), infer_schema_length=None
         )
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as problem:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as problem:
         reason = " ".join(str(problem).split())[:200]
         raise DataError(f"{path} cannot be read; is it cut short? ({reason})") from None
 
@@ -114,21 +116,25 @@ def _read_files(path: Path, label_range: tuple[float, float]) -> dict[str, pl.Da
                 f"{', '.join(missing)}; it holds: {names}"
             )
         tables = {split: read_table(file) for split, file in found.items() if file}
-        return {split: table for split, table in tables.items() if not _labels_hidden(table, label_range)}
-    table = check_columns(read_table(path), str(path))
-    pairs = table.select("sentence1", "sentence2").unique().height
+        if "test" in tables and _labels_hidden(tables["test"], label_range):
+            _log.warning("%s: its labels are withheld (all -1), nothing is measured on it", found["test"])
+            del tables["test"]
+        return tables
+    # Checked before it is divided, so that a message names the row of the file.
+    table = _checked(read_table(path), str(path), label_range)
+    key = pl.struct("sentence1", "sentence2").map_elements(
+        lambda pair: digest(*sorted(pair.values())), return_dtype=pl.String
+    )
+    table = table.with_columns(_key=key)
+    pairs = table["_key"].n_unique()
     if pairs < 20:
         raise DataError(
             f"{path} has {table.height} rows of {pairs} sentence pairs; at least 20 pairs are needed to "
             "train, validate and test. Add rows, or give a folder with splits"
         )
-    share = pl.struct("sentence1", "sentence2").map_elements(
-        lambda pair: int(digest(*sorted(str(side) for side in pair.values()))[:8], 16) % 10,
-        return_dtype=pl.Int64,
-    )
-    table = table.with_columns(_share=share)
-    parts = {"train": pl.col("_share") < 7, "valid": pl.col("_share") == 7, "test": pl.col("_share") > 7}
-    return {split: table.filter(chosen).drop("_share") for split, chosen in parts.items()}
+    tenth = (pl.col("_key").rank("dense") - 1) * 10 // pairs
+    parts = {"train": tenth < 7, "valid": tenth == 7, "test": tenth > 7}
+    return {split: table.filter(chosen).drop("_key") for split, chosen in parts.items()}
 
 
 def _split_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
@@ -147,10 +153,9 @@ def _split_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
 
 def _labels_hidden(table: pl.DataFrame, label_range: tuple[float, float]) -> bool:
     """Tell a split whose labels are withheld (C-STS test: all -1), which nothing can be measured on."""
-    if "label" not in table.columns or table.height == 0:
+    if "label" not in table.columns or table.height == 0 or label_range[0] <= -1:
         return False
-    labels = table["label"].cast(pl.Float64, strict=False)
-    return labels.n_unique() == 1 and not label_range[0] <= (labels[0] or 0.0) <= label_range[1]
+    return (table["label"].cast(pl.Float64, strict=False) == -1).fill_null(False).all()
 
 
 def check_columns(table: pl.DataFrame, source: str) -> pl.DataFrame:
@@ -180,8 +185,8 @@ def check_columns(table: pl.DataFrame, source: str) -> pl.DataFrame:
     return table.with_columns(label=labels)
 
 
-def _prepared(table: pl.DataFrame, source: str, label_range: tuple[float, float]) -> pl.DataFrame:
-    """Check one split, normalise its texts, scale its labels, number its pairs and drop its order."""
+def _checked(table: pl.DataFrame, source: str, label_range: tuple[float, float]) -> pl.DataFrame:
+    """Check columns and labels and normalise the texts."""
     table = check_columns(table, source)
     low, high = label_range
     outside = (table["label"] < low) | (table["label"] > high)
@@ -191,12 +196,19 @@ def _prepared(table: pl.DataFrame, source: str, label_range: tuple[float, float]
             f"{source}: label {table['label'][row]} in row {row} is outside {low:g}..{high:g}; give the "
             "range of your labels with --label-range LOW HIGH"
         )
+    return table.with_columns(_normalised(table[name], source) for name in COLUMNS[:3])
+
+
+def _prepared(table: pl.DataFrame, source: str, label_range: tuple[float, float]) -> pl.DataFrame:
+    """Check one split, scale its labels, number its pairs and drop its order."""
+    table = _checked(table, source, label_range)
+    low, high = label_range
     if table.height < 2 or table["label"].n_unique() < 2:
         raise DataError(
-            f"{source}: {table.height} rows with {table['label'].n_unique()} distinct label; need two"
+            f"{source}: {table.height} rows with {table['label'].n_unique()} distinct labels; at least two "
+            "rows with different labels are needed in every split. Add rows"
         )
-    texts = {name: _normalised(table[name], source) for name in COLUMNS[:3]}
-    table = table.with_columns(**texts, label=(pl.col("label") - low) / (high - low))
+    table = table.with_columns(label=(pl.col("label") - low) / (high - low))
     key = pl.struct("sentence1", "sentence2").map_elements(
         lambda pair: digest(*pair.values()), return_dtype=pl.String
     )

@@ -40,13 +40,17 @@ class _Ties:
         return ranks
 
 
+def _centred(values: Float[np.ndarray, "R N"], weights: Float[np.ndarray, "R N"]) -> Float[np.ndarray, "R N"]:
+    """Subtract each resample's mean; what rounding leaves of a constant becomes zero, not a variance."""
+    mean = (weights * values).sum(1, keepdims=True) / weights.sum(1, keepdims=True)
+    return np.where(np.abs(values - mean) > 1e-12 * np.abs(mean), values - mean, 0)
+
+
 def _correlation(
     one: Float[np.ndarray, "R N"], other: Float[np.ndarray, "R N"], weights: Float[np.ndarray, "R N"]
 ) -> Float[np.ndarray, " R"]:
     """Weighted Pearson correlation of each resample; NaN where one side is constant."""
-    total = weights.sum(1, keepdims=True)
-    one = one - (weights * one).sum(1, keepdims=True) / total
-    other = other - (weights * other).sum(1, keepdims=True) / total
+    one, other = _centred(one, weights), _centred(other, weights)
     scale = np.sqrt((weights * one * one).sum(1) * (weights * other * other).sum(1))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(scale > 0, (weights * one * other).sum(1) / scale, np.nan)

@@ -164,12 +164,13 @@ class GeneratedWeights:
     def inner_products(self, name: str) -> Float[Tensor, "U U"]:
         """Frobenius inner products between conditions' generated weights, the low-rank product never formed.
 
-        <A B, A' B'> = sum of (A^T A') * (B B'^T), K x K instead of D x D per pair.
+        <A B, A' B'> = sum of (A^T A') * (B B'^T), K x K instead of D x D per pair. In double precision, since
+        differences of these are what matters.
         """
         if self.slot(name).mode != "lowrank":
-            flat = self.tensors[name].flatten(1)
+            flat = self.tensors[name].flatten(1).double()
             return flat @ flat.T
-        down, up = self.tensors[f"{name}.down"], self.tensors[f"{name}.up"]
+        down, up = self.tensors[f"{name}.down"].double(), self.tensors[f"{name}.up"].double()
         rows = []
         for one in range(len(self)):
             left = torch.einsum("dk,udl->ukl", down[one], down)
@@ -196,7 +197,7 @@ class GeneratedWeights:
 
         Source: Roy and Vetterli (2007), The effective rank, definition 1.
         """
-        inner = self.inner_products(name).double()
+        inner = self.inner_products(name)
         centred = inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
         values = torch.linalg.eigvalsh(centred).clamp_min(0).sqrt()
         if values.max() <= 1e-6 * inner.diagonal().max().sqrt().clamp_min(1e-30):

@@ -155,7 +155,8 @@ class ConditionedHead(nn.Module):
         self.settings = settings
         slots = []
         if settings.pooling == "condition":
-            slots.append(Slot("query", (width,), "vector"))
+            # A small start: softmax is nearly flat, so the pool starts near the mean of the tokens.
+            slots.append(Slot("query", (width,), "vector", gain=0.3))
         if settings.kind == "hyper":
             mode = "lowrank" if settings.rank else "full"
             slots.append(Slot("projection", (width, width), mode, settings.rank, settings.identity))

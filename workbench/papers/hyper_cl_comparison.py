@@ -224,11 +224,11 @@ def _rows(
     metric: str, measured: Measured, found: list[tuple[str, int | None, dict[str, Tensor]]], reference: str
 ) -> list[dict[str, Any]]:
     """List one metric's rows: every seed, the mean over seeds, and the mean's difference to the reference."""
-    if not np.isfinite(measured.value).all():
-        return []  # AUC of graded labels, or a group with one class
     rows, means = [], {}
     for name in dict.fromkeys(name for name, _, _ in found):
         members = [index for index, item in enumerate(found) if item[0] == name]
+        if not np.isfinite(measured.value[members]).all():
+            continue  # undefined: AUC of graded labels, a group with one class, a score that is constant
         means[name] = measured.value[members].mean(), measured.resampled[members].mean(0)
         for index in members:
             if found[index][1] is not None:
@@ -241,7 +241,7 @@ def _rows(
         rows.append(
             {"model": name, "metric": metric, "value": float(value), "low": low, "high": high, "seed": None}
         )
-        if name != reference:
+        if name != reference and reference in means:
             difference = resampled - means[reference][1]
             low, high = measured.interval(difference)
             value = float(value - means[reference][0])
@@ -261,7 +261,8 @@ def _groups(table: pl.DataFrame, recipe: HyperCLRecipe) -> list[tuple[str, pl.Se
     for column in recipe.group_by:
         if column in table.columns and table[column].n_unique() > 1:
             groups += [
-                (f"{column}={value}", table[column] == value) for value in sorted(table[column].unique())
+                (f"{column}={value}", table[column].eq_missing(value))
+                for value in sorted(table[column].drop_nulls().unique())
             ]
     return groups
 

@@ -1,0 +1,33 @@
+"""Benchmarks: each times the workbench beside a plain reference of the published way, in one process."""
+
+import json
+import os
+from pathlib import Path
+
+from workbench.errors import WorkbenchError
+from workbench.files import write_atomic
+
+BENCHES = ("hyper_cl",)
+
+
+def run_bench(name: str, out: Path | None, device: str = "cpu") -> str:
+    """Run a benchmark, write its rows as JSON if asked, and return them as a table.
+
+    Raises:
+        WorkbenchError: no benchmark of that name.
+    """
+    if name not in BENCHES:
+        raise WorkbenchError(f"no benchmark named {name[:80]!r}; there are: {', '.join(BENCHES)}")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter, read when torch is imported
+    from workbench.bench.hyper_cl import rows as measure
+
+    rows = measure(device)
+    if out is not None:
+        write_atomic(out / f"{name}.json", json.dumps(rows, indent=1))
+    head = f"{'':44}{'ours s':>11}{'reference s':>13}{'ratio':>8}{'ours MiB':>10}{'reference MiB':>15}"
+    lines = [
+        f"{row['name']:44}{row['ours_s']:11.5f}{row['reference_s']:13.5f}{row['ratio']:8.1f}"
+        f"{row['ours_mib']:10.1f}{row['reference_mib']:15.1f}"
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
