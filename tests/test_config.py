@@ -148,6 +148,11 @@ def test_numbers_with_an_exponent_are_numbers(own):
         assert recipe.training.learning_rate == 0.001
 
 
+@pytest.mark.parametrize("text", ["29e74ce4", "1e5x", "12e3-4", "007e", "1e", "e3"])
+def test_a_hash_that_begins_like_a_number_stays_text(own, text):
+    assert load_recipe(own(SMALL.replace("Small", text))).title == text
+
+
 def test_a_quoted_number_stays_text(own):
     assert load_recipe(own(SMALL.replace("Small", '"1e-3"'))).title == "1e-3"
 
@@ -201,7 +206,8 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 def test_extending_merges_mappings_key_by_key_and_replaces_everything_else(shipped):
     shipped(
         base=SMALL,
-        small="extends: base\ntraining: {epochs: 7}\nmodels: [{name: hadamard, kind: hadamard}]\nseeds: [4, 5]\n",
+        small="extends: base\ntraining: {epochs: 7}\nseeds: [4, 5]\n"
+        "models: [{name: hadamard, kind: hadamard}]\n",
     )
     content = read_recipe("small")
     assert content["training"] == {"epochs": 7, "batch_size": 8, "learning_rate": 0.001}
@@ -326,7 +332,7 @@ def test_the_hash_changes_with_any_setting_that_can_change_a_number(own, old, ne
 def test_every_shipped_recipe_is_valid_and_named_like_its_file(name):
     recipe = load_recipe(name)
     assert recipe.name == name
-    assert recipe.sets
+    assert recipe.title
     assert read_yaml(RECIPE_FOLDER / f"{name}.yaml", RecipeError).get("extends") or recipe.models
     models = {model.name for model in recipe.models}
     assert {bar.model for bar in recipe.bars} | {item.model for item in recipe.published} <= models
@@ -337,7 +343,11 @@ def test_every_full_recipe_has_a_tiny_variant():
     full = {name for name in names if not name.endswith("_tiny")}
     assert full >= {"hyper_cl_bundled", "hyper_cl_e2e", "hyper_cl_csts"}
     assert {f"{name}_tiny" for name in full} <= names
-    assert all(load_recipe(f"{name}_tiny").sets == ("tiny",) for name in full)
+    for name in full:
+        tiny, whole = load_recipe(f"{name}_tiny"), load_recipe(name)
+        assert set(tiny.sets) <= {"tiny"}
+        assert tiny.data.limit
+        assert tiny.training.epochs <= whole.training.epochs
 
 
 def test_settings_cannot_be_changed_after_reading(own):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 
 from workbench.errors import DataError, ManifestError
@@ -112,8 +113,8 @@ class TextEncoder:
         Returns:
             How many texts are cut.
         """
-        # A token has at least one character, so short texts need no count.
-        long = [text for text in texts if len(text) > self.window - 2]
+        # A token stands for at least one byte (not character: Hangul is split), so short texts need no count.
+        long = [text for text in texts if len(text.encode()) > self.window - 2]
         cut = [
             (text, n)
             for text, n in zip(long, self.count_tokens(long) if long else [], strict=True)
@@ -178,7 +179,15 @@ def _open_model(name: str, device: str) -> "SentenceTransformer":  # noqa: F821
         return SentenceTransformer(
             name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as problem:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        ImportError,
+        LookupError,
+        TypeError,
+        SafetensorError,
+    ) as problem:
         raise ManifestError(
             f"cannot open the text encoder {name!r}: {' '.join(str(problem).split())[:300]}. Give "
             f"{PACKAGED!r}, a local sentence-transformers folder with safetensors weights, or a hub name "

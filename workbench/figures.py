@@ -13,9 +13,10 @@ from plotly.subplots import make_subplots
 FAMILY_COLOURS = {
     "no training": "#999999",
     "baseline": "#E69F00",
-    "generated weights": "#0072B2",
-    "condition pools tokens, baseline": "#D55E00",
-    "condition pools tokens, generated map": "#009E73",
+    "generated projection": "#0072B2",
+    "generated query, baseline head": "#D55E00",
+    "generated query, shared map": "#CC79A7",
+    "generated query and projection": "#009E73",
 }
 METRIC_TITLES = {
     "spearman": "Spearman correlation",
@@ -37,9 +38,9 @@ def family(settings: dict[str, Any]) -> str:
     if settings["kind"] in ("cosine", "prompt", "condition_only"):
         return "no training"
     if settings.get("pooling") == "condition":
-        generated = settings["kind"] == "hyper"
-        return f"condition pools tokens, {'generated map' if generated else 'baseline'}"
-    return "generated weights" if settings["kind"] == "hyper" else "baseline"
+        heads = {"hyper": "generated query and projection", "shared": "generated query, shared map"}
+        return heads.get(settings["kind"], "generated query, baseline head")
+    return "generated projection" if settings["kind"] == "hyper" else "baseline"
 
 
 def models_figure(

@@ -54,6 +54,7 @@ class Section:
     lines: list[str]
     table: Table | None = None
     figure: Markup | None = None
+    folded: bool = False
 
 
 def main_metric(metrics: pl.DataFrame) -> str:
@@ -95,7 +96,10 @@ def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.Da
         row["spread"] = statistics.stdev(values) if len(values) > 1 else None
         versus = means.get(f"{main}_minus_{reference}", {})
         row |= {"difference": versus.get("value"), "difference_low": versus.get("low")}
-        row |= {"difference_high": versus.get("high"), "count": ranked["count"]}
+        row |= {"difference_high": versus.get("high"), "matched": model["against"]}
+        versus = means.get(f"{main}_minus_{model['against']}", {})
+        row |= {f"matched_{key}": versus.get(key) for key in ("value", "low", "high")}
+        row["count"] = ranked["count"]
         rows.append(row)
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -103,6 +107,11 @@ def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.Da
 def _number(value: float | None, sign: bool = False) -> str:
     """Print a score; a dash where there is none."""
     return "-" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def _difference(value: float | None, low: float | None, high: float | None) -> str:
+    """Print a paired difference with its interval; a dash where there is none."""
+    return "-" if value is None else f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def _as_table(run: Run, group: str = "all") -> Table:
@@ -117,18 +126,20 @@ def _as_table(run: Run, group: str = "all") -> Table:
         f"{main}: 95 % interval",
         "sd over seeds",
         f"minus {run.recipe['reference']}",
+        "minus matched baseline",
     ]
     rows = []
     for row in frame.sort(
         main if main in scores else "spearman", descending=True, nulls_last=True
     ).to_dicts():
-        difference = "-"
-        if row["difference"] is not None:
-            low, high = _number(row["difference_low"], True), _number(row["difference_high"], True)
-            difference = f"{_number(row['difference'], True)} ({low} to {high})"
+        difference = _difference(row["difference"], row["difference_low"], row["difference_high"])
+        matched = _difference(row["matched_value"], row["matched_low"], row["matched_high"])
+        matched += f" {row['matched']}" if row["matched"] else ""
         interval = f"{_number(row['low'])} to {_number(row['high'])}"
         cells = [_number(row[name]) for name in scores]
-        rows.append([row["model"], *cells, interval, _number(row["spread"]), difference, row["count"]])
+        rows.append(
+            [row["model"], *cells, interval, _number(row["spread"]), difference, matched, row["count"]]
+        )
     return Table([*columns, "rows"], rows)
 
 
@@ -178,6 +189,11 @@ def published_table(run: Run) -> Table:
     )
 
 
+def _side(low: float, high: float) -> str:
+    """Say on which side of zero an interval lies."""
+    return "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
+
+
 def findings(run: Run) -> list[str]:
     """Say in sentences what the numbers say: winner, generated weights against baseline, floor."""
     frame, main, reference = model_table(run), main_metric(run.metrics), run.recipe["reference"]
@@ -195,11 +211,17 @@ def findings(run: Run) -> list[str]:
     if plain and reference in kinds:
         top = max(plain, key=lambda row: row[main])
         low, high = top["difference_low"], top["difference_high"]
-        said = "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
         lines.append(
-            f"The best head of the paper's own form, {top['model']}, is {said} {reference}: difference "
-            f"{top['difference']:+.3f} ({low:+.3f} to {high:+.3f})."
+            f"The best head of the paper's own form, {top['model']}, is {_side(low, high)} {reference}: "
+            f"{_difference(top['difference'], low, high)}."
         )
+    lines += [
+        f"{row['model']} is {_side(row['matched_low'], row['matched_high'])} its matched baseline "
+        f"{row['matched']}: "
+        f"{_difference(row['matched_value'], row['matched_low'], row['matched_high'])}."
+        for row in frame.to_dicts()
+        if row["matched_value"] is not None
+    ]
     floor = next((row for row in frame.to_dicts() if kinds[row["model"]]["kind"] == "condition_only"), None)
     if any(settings["kind"] == "condition_only" for settings in kinds.values()):
         alike = floor is None or floor[main] is None
@@ -262,7 +284,9 @@ def run_sections(run: Run) -> list[Section]:
         ]
         figure = _div(groups_figure(metrics, shown, main, column, split))
         sections.append(Section(f"By {column.replace('_', ' ')}", [], figure=figure))
-        sections += [Section(value.replace("=", ": "), [], _as_table(run, value)) for value in values]
+        sections += [
+            Section(value.replace("=", ": "), [], _as_table(run, value), folded=True) for value in values
+        ]
     sections.append(
         Section("Cost and health of each head", ["One seed; seconds on this machine."], _card_table(run))
     )

@@ -1,8 +1,9 @@
 """Hyper-CL's generated projection, ours beside the published way, on the same inputs and with equal results.
 
-The reference is written from the paper's description: the hypernetwork is run for every row and for both sentences
-of it, and the low-rank product A B is formed before it is applied. Times are medians over repeats after a warm-up,
-forward and backward; memory is what one pass allocates at its peak beyond what was there before.
+The reference is written from the paper's description: the hypernetwork is run for every row and for both
+sentences of it, and the low-rank product A B is formed before it is applied. Times are medians over repeats
+after a warm-up, forward and backward; memory is what one pass allocates at its peak beyond what was there
+before.
 """
 
 import statistics

@@ -37,11 +37,13 @@ class Rows:
 
     Attributes:
         unique: the U ids in block order; weights are generated in this order.
+        index: which of the unique ids each row points at.
         blocks: the groups.
         position: where each row's result stands when the blocks' real rows are laid end to end.
     """
 
     unique: Int[Tensor, " U"]
+    index: Int[Tensor, " N"]
     blocks: tuple[Block, ...]
     position: Int[Tensor, " N"]
 
@@ -52,7 +54,8 @@ class Rows:
         order = torch.argsort(counts, stable=True)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=ids.device)
-        by_id = torch.argsort(rank[inverse], stable=True)  # rows, sorted by their id's place
+        index = rank[inverse]
+        by_id = torch.argsort(index, stable=True)  # rows, sorted by their id's place
         counts = counts[order]
         ends = counts.cumsum(0)
         sizes = torch.ceil(torch.log2(counts.double())).long()
@@ -66,11 +69,15 @@ class Rows:
             blocks.append(Block(start, stop, by_id[torch.where(real, place, 0)], real))
         position = torch.empty_like(by_id)
         position[by_id] = torch.arange(len(by_id), device=ids.device)
-        return cls(unique[order], tuple(blocks), position)
+        return cls(unique[order], index, tuple(blocks), position)
 
     def __len__(self) -> int:
         """Number of rows N."""
         return len(self.position)
+
+    def spread(self, features: Float[Tensor, "U D"]) -> Float[Tensor, "N D"]:
+        """Give each row the vector of its id; a matrix per row is what :meth:`apply` avoids."""
+        return features.index_select(0, self.index)
 
     def apply(
         self, inputs: Float[Tensor, "N D"], function: Callable[[slice, Tensor], Tensor]
@@ -81,10 +88,12 @@ class Rows:
             inputs: one vector per row.
             function: gets a slice of the unique ids and their rows ``[U, M, D]``, returns ``[U, M, E]``.
         """
-        parts = [
-            function(slice(block.start, block.stop), inputs[block.rows])[block.real] for block in self.blocks
-        ]
-        return torch.cat(parts)[self.position]
+        parts = []
+        for block in self.blocks:
+            # index_select, not indexing: its backward adds in a fixed order, so training repeats exactly.
+            part = inputs.index_select(0, block.rows.flatten()).unflatten(0, block.rows.shape)
+            parts.append(function(slice(block.start, block.stop), part)[block.real])
+        return torch.cat(parts).index_select(0, self.position)
 
 
 def project(

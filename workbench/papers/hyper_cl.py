@@ -90,6 +90,9 @@ class ModelSettings(Settings):
         default=0.0, ge=0, description="weight of in-batch negatives of one condition"
     )
     learning_rate: float | None = Field(default=None, gt=0, description="instead of the recipe's")
+    against: str | None = Field(
+        default=None, description="the matched baseline, beside the recipe's reference"
+    )
     keep_weights: bool = Field(default=True, description="keep the trained head of the first seed in the run")
 
     @model_validator(mode="after")
@@ -108,7 +111,7 @@ class HyperCLRecipe(Recipe):
 
     paper: Literal["hyper_cl"]
     data: PairData
-    encoder: str = PACKAGED
+    encoder: str = Field(default=PACKAGED, min_length=1)
     training: Training
     models: tuple[ModelSettings, ...] = Field(min_length=1)
     reference: str = Field(default="hadamard", description="the model that differences are taken to")
@@ -120,8 +123,9 @@ class HyperCLRecipe(Recipe):
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
             raise ValueError(f"models: every name once, got {names}")
-        if self.reference not in names:
-            raise ValueError(f"reference: {self.reference!r} is not one of the models {names}")
+        for asked in (self.reference, *(model.against for model in self.models if model.against)):
+            if asked not in names:
+                raise ValueError(f"reference or against: {asked!r} is not one of the models {names}")
         return self
 
 
@@ -187,29 +191,18 @@ class ConditionedHead(nn.Module):
             if self.gate is None:
                 return mapped
             gate = self.gate(self.dropout(batch.conditions))
-            return batch.by_condition.apply(mapped, lambda span, part: part * gate[span][:, None])  # (3)
-        conditions = self.dropout(batch.conditions)
-
-        def join(span: slice, part: Tensor) -> Tensor:
-            return torch.cat([part, conditions[span][:, None].expand(-1, part.shape[1], -1)], dim=-1)
-
-        return self.joint(batch.by_condition.apply(sentences, join))  # (4)
+            return mapped * batch.by_condition.spread(gate)  # (3)
+        conditions = batch.by_condition.spread(self.dropout(batch.conditions))
+        return self.joint(torch.cat([sentences, conditions], dim=-1))  # (4)
 
     def _pooled(self, batch: Batch, weights: GeneratedWeights | None) -> Float[Tensor, "N D"]:
         """Return each row's sentence: its embedding as it is, or its tokens pooled anew, equation (6)."""
         if self.settings.pooling == "sentence":
-            return batch.by_sentence.apply(
-                batch.sentences.new_zeros(len(batch.by_sentence), 1),
-                lambda span, part: batch.sentences[span][:, None].expand(-1, part.shape[1], -1),
-            )
+            return batch.by_sentence.spread(batch.sentences)
         if self.query is not None:
             queries = self.query.expand(len(batch.by_sentence), -1)
         else:
-            generated = weights.tensors["query"]
-            queries = batch.by_condition.apply(
-                generated.new_zeros(len(batch.by_condition), 1),
-                lambda span, part: generated[span][:, None].expand(-1, part.shape[1], -1),
-            )
+            queries = batch.by_condition.spread(weights.tensors["query"])
         return pool_tokens(queries, batch.tokens, batch.mask, batch.by_sentence)
 
 
@@ -286,10 +279,8 @@ def encode_splits(tables: dict[str, pl.DataFrame], store: EmbeddingStore, device
     tokens = store.token_states(texts) if store.tokens else None
     if tokens is not None:
         tokens = TokenStates(tokens.states.to(device), tokens.offsets.to(device))
-    sentences, embedded = (
-        standardise(store.embed(texts)).to(device),
-        standardise(store.embed(conditions)).to(device),
-    )
+    sentences = standardise(store.embed(texts)).to(device)
+    embedded = standardise(store.embed(conditions)).to(device)
     return Encoded(sentences, tokens, embedded, one_hot.to(device), splits)
 
 
@@ -300,9 +291,8 @@ class PairLoss:
     """Loss of a batch of pairs; a pair brings all its rows, that is, all its conditions."""
 
     def __init__(self, head: ConditionedHead, encoded: Encoded, split: str = "train") -> None:
-        """Group the rows of a split by pair, and list the comparisons (high row, low row) within pairs."""
+        """Find where each pair's rows start."""
         self.head, self.encoded, self.split = head, encoded, encoded.splits[split]
-        self.rows = Rows.of(self.split.pair)
         counts = torch.bincount(self.split.pair)
         self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         if not torch.equal(self.split.pair, self.split.pair.sort().values):
@@ -315,10 +305,8 @@ class PairLoss:
 
     def _rows_of(self, pairs: Int[Tensor, " P"]) -> Int[Tensor, " N"]:
         counts = self.starts[pairs + 1] - self.starts[pairs]
-        offset = torch.arange(int(counts.sum()), device=pairs.device) - (
-            counts.cumsum(0) - counts
-        ).repeat_interleave(counts)
-        return self.starts[pairs].repeat_interleave(counts) + offset
+        first = self.starts[pairs] - (counts.cumsum(0) - counts)  # of each pair, less the rows before it
+        return first.repeat_interleave(counts) + torch.arange(int(counts.sum()), device=pairs.device)
 
     def __call__(self, pairs: Int[Tensor, " P"]) -> Float[Tensor, ""]:
         """Return the loss of a batch of pairs, given by their numbers."""

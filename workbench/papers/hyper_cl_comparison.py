@@ -33,6 +33,7 @@ from workbench.store import EmbeddingStore
 from workbench.training import Training, fit, seed_everything
 
 SPLITS = ("valid", "test")
+_ORDER = {"seen": 0, "rephrased": 1, "unseen": 2}  # how new a condition is
 METRIC_COLUMNS = {
     "paper": pl.String,
     "recipe": pl.String,
@@ -215,41 +216,41 @@ def _metrics(
         )
         place = {"split": split, "group": group, "count": table.height}
         for metric in METRICS:
-            rows += [{**place, **row} for row in _rows(metric, measured[metric], found, recipe.reference)]
+            rows += [{**place, **row} for row in _rows(metric, measured[metric], found, recipe)]
     same = {"paper": recipe.paper, "recipe": recipe.name, "dataset": recipe.data.name}
     return pl.DataFrame([{**same, **row} for row in rows], schema=METRIC_COLUMNS)
 
 
 def _rows(
-    metric: str, measured: Measured, found: list[tuple[str, int | None, dict[str, Tensor]]], reference: str
+    metric: str,
+    measured: Measured,
+    found: list[tuple[str, int | None, dict[str, Tensor]]],
+    recipe: HyperCLRecipe,
 ) -> list[dict[str, Any]]:
-    """List one metric's rows: every seed, the mean over seeds, and the mean's difference to the reference."""
+    """List one metric's rows: every seed, the mean over seeds, and the mean's difference to the baselines."""
+    if not np.isfinite(measured.value).all():
+        return []  # AUC of graded labels, or a group with one class
     rows, means = [], {}
     for name in dict.fromkeys(name for name, _, _ in found):
         members = [index for index, item in enumerate(found) if item[0] == name]
-        if not np.isfinite(measured.value[members]).all():
-            continue  # undefined: AUC of graded labels, a group with one class, a score that is constant
         means[name] = measured.value[members].mean(), measured.resampled[members].mean(0)
         for index in members:
             if found[index][1] is not None:
-                low, high = measured.interval(measured.resampled[index])
-                value = float(measured.value[index])
-                rows.append({"model": name, "metric": metric, "value": value, "low": low, "high": high})
-                rows[-1]["seed"] = found[index][1]
+                row = _row(name, metric, measured.value[index], measured.resampled[index])
+                rows.append({**row, "seed": found[index][1]})
+    against = {model.name: model.against for model in recipe.models}
     for name, (value, resampled) in means.items():
-        low, high = measured.interval(resampled)
-        rows.append(
-            {"model": name, "metric": metric, "value": float(value), "low": low, "high": high, "seed": None}
-        )
-        if name != reference and reference in means:
-            difference = resampled - means[reference][1]
-            low, high = measured.interval(difference)
-            value = float(value - means[reference][0])
-            versus = f"{metric}_minus_{reference}"
-            rows.append(
-                {"model": name, "metric": versus, "value": value, "low": low, "high": high, "seed": None}
-            )
+        rows.append(_row(name, metric, value, resampled))
+        for other in {recipe.reference, against[name]} - {name, None}:
+            versus = f"{metric}_minus_{other}"
+            rows.append(_row(name, versus, value - means[other][0], resampled - means[other][1]))
     return rows
+
+
+def _row(name: str, metric: str, value: float, resampled: np.ndarray) -> dict[str, Any]:
+    """Write one value with its interval; seed is left empty."""
+    low, high = Measured.interval(resampled)
+    return {"model": name, "metric": metric, "value": float(value), "low": low, "high": high, "seed": None}
 
 
 def _groups(table: pl.DataFrame, recipe: HyperCLRecipe) -> list[tuple[str, pl.Series]]:
