@@ -131,7 +131,9 @@ def test_what_a_killed_process_left_half_written_is_not_read(counting, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
-def test_a_damaged_shard_is_noticed_dropped_and_computed_again(counting, tmp_path, monkeypatch, caplog, damage):
+def test_a_damaged_shard_is_noticed_dropped_and_computed_again(
+    counting, tmp_path, monkeypatch, caplog, damage
+):
     monkeypatch.setattr(store, "SHARD", 3)
     whole = EmbeddingStore(counting, tmp_path).embed(TEXTS)
     shard = shards(tmp_path)[0]

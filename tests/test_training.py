@@ -159,7 +159,11 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     """One interpreter that forks a process per attempt, so that torch is imported once."""
-    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    one = {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(files.__file__).parents[1]),
+    }
     done = subprocess.run(
         [sys.executable, __file__, tmp_path_factory.mktemp("trainings")],
         env={**os.environ, **one},
@@ -306,7 +310,9 @@ def test_a_loss_that_is_not_finite_names_step_and_learning_rate_and_keeps_the_ch
     assert (tmp_path / "checkpoint.safetensors").is_file()
 
 
-def one_weight(folder: Path, slope: Callable[[int], float], settings: Training, count: int = 10) -> list[float]:
+def one_weight(
+    folder: Path, slope: Callable[[int], float], settings: Training, count: int = 10
+) -> list[float]:
     """Train one number, started at 1, with the given gradient at each step; return it before each step."""
     module = nn.Linear(1, 1, bias=False)
     nn.init.ones_(module.weight)

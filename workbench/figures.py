@@ -4,6 +4,7 @@ One colour means one thing everywhere (Okabe and Ito's palette, safe for colour-
 drawn on a zero-centred diverging map, and every axis says what it measures.
 """
 
+import html
 from typing import Any
 
 import plotly.graph_objects as go
@@ -28,9 +29,14 @@ CHANCE = {"spearman": 0.0, "pearson": 0.0, "auc": 0.5, "pair_order": 0.5}
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "font": {"size": 13},
-    "margin": {"l": 10, "r": 20, "t": 60, "b": 50},
-    "legend": {"orientation": "h", "y": -0.12, "x": 0},
+    "margin": {"l": 10, "r": 20, "t": 60, "b": 100},
+    "legend": {"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom", "x": 0},
 }
+
+
+def plain(text: str) -> str:
+    """Make a text show as it is: plotly would read tags, links and formulas in titles and labels."""
+    return html.escape(text).replace("$", "&#36;")
 
 
 def family(settings: dict[str, Any]) -> str:
@@ -95,7 +101,7 @@ def models_figure(
     figure.update_layout(
         **_LAYOUT,
         title=f"{split} split, {group}: {count} rows; dot: mean over seeds, bar: 95 % bootstrap over pairs",
-        height=130 + 26 * means.height,
+        height=180 + 26 * means.height,
     )
     figure.update_xaxes(title=METRIC_TITLES[metric])
     figure.update_yaxes(categoryorder="array", categoryarray=means["model"].to_list())
@@ -148,10 +154,11 @@ def similarity_change_figure(
         before: cosines of the plain encoder.
         after: cosines under each condition.
     """
+    labels = [plain(label) for label in labels]
     figure = make_subplots(
         rows=1,
         cols=1 + len(after),
-        subplot_titles=["plain encoder", *after],
+        subplot_titles=["plain encoder", *map(plain, after)],
         shared_yaxes=True,
         horizontal_spacing=0.03,
     )
@@ -162,7 +169,7 @@ def similarity_change_figure(
         )  # fmt: skip
     figure.update_layout(
         **_LAYOUT,
-        height=430,
+        height=460,
         coloraxis={"colorscale": "RdBu_r", "cmin": -1, "cmax": 1, "colorbar": {"title": "cosine"}},
     )
     figure.update_yaxes(autorange="reversed")
@@ -171,6 +178,7 @@ def similarity_change_figure(
 
 def condition_distance_figure(labels: list[str], distances: list[list[float]]) -> go.Figure:
     """Draw the Frobenius distance between the weights of conditions."""
+    labels = [plain(label) for label in labels]
     figure = go.Figure(
         go.Heatmap(
             z=distances, x=labels, y=labels, colorscale="Viridis", colorbar={"title": "distance"},
@@ -186,7 +194,7 @@ def strength_figure(strengths: list[float], curves: dict[str, list[float]]) -> g
     """Draw how the similarity of sentence pairs moves from the plain encoder (0) past the model (1)."""
     figure = go.Figure()
     for name, values in curves.items():
-        figure.add_scatter(x=strengths, y=values, name=name, mode="lines+markers")
+        figure.add_scatter(x=strengths, y=values, name=plain(name), mode="lines+markers")
     figure.add_vline(x=1, line_dash="dot", line_color="#555555", annotation_text="the model")
     figure.update_layout(**_LAYOUT, title="Similarity as the condition is let in", height=420)
     figure.update_xaxes(title="strength (0: plain encoder, 1: trained model)")

@@ -53,7 +53,7 @@ class HyperCL:
                 ModelSettings(**about["settings"]), about["width"], about["condition_width"]
             )
             head.load_state_dict(tensors)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as problem:
             reason = " ".join(str(problem).split())[:300]
             raise RunError(
                 f"{folder} holds no usable head: {reason}. Train it again with workbench run"

@@ -8,7 +8,9 @@ counts only if the notebook's last cell was executed and printed :data:`DONE`.
 import ast
 import logging
 import os
+import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from workbench.errors import NotebookError
 from workbench.files import check_writable, write_atomic
 
 DONE = "notebook complete"
+_FOREIGN_SCRIPT = re.compile(r"<script[^>]*\ssrc=[\"']https?://[^>]*>\s*</script>")
+_MERMAID = re.compile(
+    r"<script type=[\"']module[\"']>(?:(?!</script>).)*?mermaid(?:(?!</script>).)*?</script>", re.DOTALL
+)
 _log = logging.getLogger(__name__)
 
 
@@ -167,13 +173,19 @@ def _without_private_paths(executed: Path) -> str:
 
 def _html(executed: Path) -> str:
     """Convert to one HTML page; plotly's figures bring their library with them."""
+    import nbformat
     from nbconvert import HTMLExporter
 
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata.pop("widgets", None)  # finished progress bars, which would load a widget library
     exporter = HTMLExporter(template_name="classic", embed_images=True)
-    exporter.mathjax_url = ""
-    exporter.require_js_url = ""
-    page, _ = exporter.from_filename(str(executed))
-    return page
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Your element with mimetype")  # JupyterLab-only outputs
+        page, _ = exporter.from_notebook_node(notebook)
+    # jQuery, MathJax and Mermaid would come from elsewhere; nothing here needs them, and the page is for
+    # offline use.
+    page = _FOREIGN_SCRIPT.sub("", page)
+    return _MERMAID.sub("", page)
 
 
 def finish() -> None:

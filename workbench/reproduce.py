@@ -6,7 +6,7 @@ from pathlib import Path
 
 from workbench.config import recipe_names
 from workbench.errors import RecipeError
-from workbench.notebooks import run_notebook
+from workbench.notebooks import declared_parameters, notebook_folder, run_notebook
 from workbench.papers import load_recipe
 from workbench.report import write_index
 from workbench.runs import run_recipe
@@ -50,6 +50,8 @@ def reproduce_set(
         for notebook in run.recipe["notebooks"] if notebooks else ():
             page = out / "notebooks" / f"{notebook}-{run.recipe['name']}.html"
             if not page.is_file() or page.stat().st_mtime < (run.folder / "done.json").stat().st_mtime:
-                parameters = {"recipe": run.recipe["name"], "out": os.path.abspath(out)}
+                parameters = {"recipe": run.recipe["name"], "out": os.path.abspath(out), "live": False}
+                declared = declared_parameters(notebook_folder() / f"{notebook}.ipynb")
+                parameters = {key: value for key, value in parameters.items() if key in declared}
                 run_notebook(notebook, parameters, out=out, label=run.recipe["name"])
     return write_index(out)

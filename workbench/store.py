@@ -67,7 +67,8 @@ class EmbeddingStore:
         if not missing:
             return 0
         self.encoder.warn_if_truncated(missing)
-        with tqdm(total=len(missing), desc="encoding texts", unit="text", leave=False) as bar:
+        quick = len(missing) < 100  # well under two seconds
+        with tqdm(total=len(missing), desc="encoding texts", unit="text", leave=False, disable=quick) as bar:
             for start in range(0, len(missing), SHARD):
                 part = missing[start : start + SHARD]
                 self._write(part)

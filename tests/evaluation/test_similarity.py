@@ -111,7 +111,9 @@ def test_rank_metrics_do_not_change_under_a_rising_map(rows):
     risen = np.exp(score)
     np.testing.assert_array_equal(spearman(score, label, once), spearman(risen, label, once))
     np.testing.assert_array_equal(auc(score, label, once), auc(risen, label, once))
-    np.testing.assert_array_equal(pair_order(score, label, once, pairs), pair_order(risen, label, once, pairs))
+    np.testing.assert_array_equal(
+        pair_order(score, label, once, pairs), pair_order(risen, label, once, pairs)
+    )
 
 
 def test_spearman_of_a_hand_case():
@@ -199,7 +201,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     covered = 0
     for seed in range(60):
         score, label, pair = noisy(seed)
-        low, high = Measured.interval(measure(score[None], label, pair, resamples=200)["pair_order"].resampled[0])
+        low, high = Measured.interval(
+            measure(score[None], label, pair, resamples=200)["pair_order"].resampled[0]
+        )
         covered += low <= 0.7 <= high
     # 95 % of 60 is 57; fewer than 51 or all of a much too wide interval would be six deviations away.
     assert covered >= 51

@@ -113,7 +113,9 @@ def test_the_watch_for_formed_products_sees_a_full_matrix():
     width = 97
     generator = generator_of(width, None)
     with Sizes() as seen:
-        project(torch.randn(2, width), generator(torch.randn(2, 4)), Rows.of(torch.arange(2))).sum().backward()
+        project(
+            torch.randn(2, width), generator(torch.randn(2, 4)), Rows.of(torch.arange(2))
+        ).sum().backward()
     assert [shape for shape in seen.shapes if tuple(shape[-2:]) == (width, width)]
 
 

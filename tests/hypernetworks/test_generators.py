@@ -79,7 +79,9 @@ def test_condition_entries_are_dropped_in_training_only(transform, times):
     torch.manual_seed(0)
     generator = LinearGenerator(50, ParamSpec((Slot("v", (4,), "vector"),)), transform=transform, dropout=0.5)
     kept = []
-    generator.dropout.register_forward_hook(lambda _, inputs, output: kept.append((output != 0).float().mean()))
+    generator.dropout.register_forward_hook(
+        lambda _, inputs, output: kept.append((output != 0).float().mean())
+    )
     conditions = torch.ones(200, 50)
     generator.train()(conditions)
     assert len(kept) == times
@@ -116,13 +118,17 @@ def test_standardising_brings_unit_norm_rows_to_unit_mean_square():
     embeddings = nn.functional.normalize(torch.randn(5, 384), dim=-1)
     # Single precision.
     torch.testing.assert_close(standardise(embeddings).square().mean(-1), torch.ones(5), rtol=1e-5, atol=0)
-    torch.testing.assert_close(standardise(torch.tensor([[0.6, 0.8, 0, 0]])), torch.tensor([[1.2, 1.6, 0, 0]]))
+    torch.testing.assert_close(
+        standardise(torch.tensor([[0.6, 0.8, 0, 0]])), torch.tensor([[1.2, 1.6, 0, 0]])
+    )
 
 
 def test_token_states_are_scaled_one_by_one_and_padding_stays_zero():
     states = torch.tensor([[[1.0, 3.0, 1.0, 3.0], [10.0, 10.0, 10.0, 50.0], [0.0, 0.0, 0.0, 0.0]]])
     # (1, 3, 1, 3): mean 2, deviation 1. (10, 10, 10, 50): mean 20, variance (3 * 100 + 900) / 4 = 300.
     root = math.sqrt(300)
-    expected = torch.tensor([[[-1.0, 1, -1, 1], [-10 / root, -10 / root, -10 / root, 30 / root], [0, 0, 0, 0]]])
+    expected = torch.tensor(
+        [[[-1.0, 1, -1, 1], [-10 / root, -10 / root, -10 / root, 30 / root], [0, 0, 0, 0]]]
+    )
     # layer_norm adds 1e-5 to the variance.
     torch.testing.assert_close(token_scale(states), expected, rtol=1e-4, atol=1e-5)

@@ -228,11 +228,11 @@ def _rows(
     recipe: HyperCLRecipe,
 ) -> list[dict[str, Any]]:
     """List one metric's rows: every seed, the mean over seeds, and the mean's difference to the baselines."""
-    if not np.isfinite(measured.value).all():
-        return []  # AUC of graded labels, or a group with one class
     rows, means = [], {}
     for name in dict.fromkeys(name for name, _, _ in found):
         members = [index for index, item in enumerate(found) if item[0] == name]
+        if not np.isfinite(measured.value[members]).all():
+            continue  # undefined: AUC of graded labels, a group with one class, a constant score
         means[name] = measured.value[members].mean(), measured.resampled[members].mean(0)
         for index in members:
             if found[index][1] is not None:
@@ -241,7 +241,7 @@ def _rows(
     against = {model.name: model.against for model in recipe.models}
     for name, (value, resampled) in means.items():
         rows.append(_row(name, metric, value, resampled))
-        for other in {recipe.reference, against[name]} - {name, None}:
+        for other in sorted({recipe.reference, against[name]} & means.keys() - {name}):
             versus = f"{metric}_minus_{other}"
             rows.append(_row(name, versus, value - means[other][0], resampled - means[other][1]))
     return rows

@@ -33,7 +33,8 @@ class SimilarityView(pn.viewable.Viewer):
             after = self._model.similarity(texts, texts, self.condition, self.strength).tolist()
             before = self._model.similarity(texts, texts, self.condition, strength=0).tolist()
         except WorkbenchError as problem:
-            return pn.pane.Alert(pn.pane.Str(str(problem)).object, alert_type="warning")
+            # Str, not Markdown or HTML: the message quotes what was typed, and text is shown, never run.
+            return pn.pane.Str(str(problem), styles={"color": "#a03000"})
         title = self.condition if len(self.condition) < 60 else f"{self.condition[:57]}..."
         figure = similarity_change_figure(names, before, {title: after})
         return pn.pane.Plotly(figure, sizing_mode="stretch_width")

@@ -1,0 +1,233 @@
+"""Runs -> tables and sentences: what was measured, beside bars, published numbers and baselines.
+
+Shared by notebooks, reports and pages, so that one number is computed by one function.
+"""
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from workbench.runs import Run
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report: column names and rows of ready text."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+
+    def _repr_markdown_(self) -> str:
+        """Let a notebook show the table."""
+        return self.markdown()
+
+    def markdown(self) -> str:
+        """Return the table in GitHub's Markdown; cells cannot break out of it."""
+
+        def cell(value: Any) -> str:
+            text = f"[{value['text']}]({value['href']})" if isinstance(value, dict) else str(value)
+            return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
+
+
+def main_metric(metrics: pl.DataFrame) -> str:
+    """Return the metric a run is ranked by: AUC if the labels allow it, else pair order, else Spearman."""
+    known = set(metrics.filter(split=last_split(metrics), group="all")["metric"])
+    return next(name for name in ("auc", "pair_order", "spearman") if name in known)
+
+
+def last_split(metrics: pl.DataFrame) -> str:
+    """Return "test", or "valid" where the test labels are withheld."""
+    return "test" if "test" in metrics["split"].unique() else "valid"
+
+
+def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.DataFrame:
+    """Return a run's main table: per model all metrics with interval, spread over seeds, and the difference.
+
+    Args:
+        run: a finished run.
+        group: which rows, for example "condition_kind=unseen".
+        split: "test" unless its labels are withheld.
+    """
+    metrics, split = run.metrics, split or last_split(run.metrics)
+    main, reference = main_metric(metrics), run.recipe["reference"]
+    part = metrics.filter(split=split, group=group)
+    rows = []
+    for model in run.recipe["models"]:
+        own = part.filter(model=model["name"])
+        means = {row["metric"]: row for row in own.filter(pl.col("seed").is_null()).to_dicts()}
+        if not means:
+            continue
+        seeds = own.filter(pl.col("seed").is_not_null())
+        row: dict[str, Any] = {"model": model["name"], "seeds": seeds["seed"].n_unique() or None}
+        for name in ("spearman", "pearson", "auc", "pair_order"):
+            if name in means:
+                row[name] = means[name]["value"]
+        values = seeds.filter(metric=main)["value"].to_list()
+        ranked = means.get(main, {"low": None, "high": None, "count": next(iter(means.values()))["count"]})
+        row |= {"low": ranked["low"], "high": ranked["high"]}
+        row["spread"] = statistics.stdev(values) if len(values) > 1 else None
+        versus = means.get(f"{main}_minus_{reference}", {})
+        row |= {"difference": versus.get("value"), "difference_low": versus.get("low")}
+        row |= {"difference_high": versus.get("high"), "matched": model["against"]}
+        versus = means.get(f"{main}_minus_{model['against']}", {})
+        row |= {f"matched_{key}": versus.get(key) for key in ("value", "low", "high")}
+        row["count"] = ranked["count"]
+        rows.append(row)
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _number(value: float | None, sign: bool = False) -> str:
+    """Print a score; a dash where there is none."""
+    return "-" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def _difference(value: float | None, low: float | None, high: float | None) -> str:
+    """Print a paired difference with its interval; a dash where there is none."""
+    return "-" if value is None else f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def score_table(run: Run, group: str = "all") -> Table:
+    """Print the main table of one group, best model first."""
+    frame, main = model_table(run, group), main_metric(run.metrics)
+    if frame.is_empty():
+        return Table(["model"], [])
+    scores = [name for name in ("spearman", "pearson", "auc", "pair_order") if name in frame.columns]
+    columns = [
+        "model",
+        *scores,
+        f"{main}: 95 % interval",
+        "sd over seeds",
+        f"minus {run.recipe['reference']}",
+        "minus matched baseline",
+    ]
+    rows = []
+    for row in frame.sort(
+        main if main in scores else "spearman", descending=True, nulls_last=True
+    ).to_dicts():
+        difference = _difference(row["difference"], row["difference_low"], row["difference_high"])
+        matched = _difference(row["matched_value"], row["matched_low"], row["matched_high"])
+        matched += f" {row['matched']}" if row["matched"] else ""
+        interval = f"{_number(row['low'])} to {_number(row['high'])}"
+        cells = [_number(row[name]) for name in scores]
+        rows.append(
+            [row["model"], *cells, interval, _number(row["spread"]), difference, matched, row["count"]]
+        )
+    return Table([*columns, "rows"], rows)
+
+
+def _found(run: Run, item: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the mean that a bar or a published number is held against."""
+    rows = run.metrics.filter(
+        pl.col("seed").is_null(),
+        model=item["model"], metric=item["metric"], split=item["split"], group=item.get("group", "all"),
+    ).to_dicts()  # fmt: skip
+    return rows[0] if rows else None
+
+
+def bar_table(run: Run) -> Table:
+    """Hold the project's own bars against the run."""
+    rows = []
+    for bar in run.recipe["bars"]:
+        found = _found(run, bar)
+        value = "-" if found is None else f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+        verdict = (
+            "not measured" if found is None else "met" if found["value"] >= bar["at_least"] else "missed"
+        )
+        where = f"{bar['split']}, {bar.get('group', 'all')}"
+        rows.append([bar["model"], bar["metric"], where, f">= {bar['at_least']:g}", value, verdict])
+    return Table(["model", "metric", "split, group", "bar", "measured", "verdict"], rows)
+
+
+def published_table(run: Run) -> Table:
+    """Put reproduced beside published: difference, tolerance and verdict."""
+    rows = []
+    for item in run.recipe["published"]:
+        found = _found(run, item)
+        value = None if found is None else found["value"]
+        difference = None if value is None else value - item["value"]
+        if not item["comparable"]:
+            verdict = "not comparable"
+        elif difference is None:
+            verdict = "not measured"
+        else:
+            verdict = "reproduced" if abs(difference) <= item["tolerance"] else "not reproduced"
+        where = f"{item['table']}, {item['source']}"
+        cells = [_number(item["value"]), _number(value), _number(difference, True), f"{item['tolerance']:g}"]
+        rows.append(
+            [item["model"], f"{item['split']} {item['metric']}", *cells, verdict, where, item["note"]]
+        )
+    return Table(
+        ["model", "metric", "published", "ours", "difference", "tolerance", "verdict", "where", "note"], rows
+    )
+
+
+def _side(low: float, high: float) -> str:
+    """Say on which side of zero an interval lies."""
+    return "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
+
+
+def findings(run: Run) -> list[str]:
+    """Say in sentences what the numbers say: winner, generated weights against baseline, floor."""
+    frame, main, reference = model_table(run), main_metric(run.metrics), run.recipe["reference"]
+    kinds = {model["name"]: model for model in run.recipe["models"]}
+    best = frame.sort(main, descending=True, nulls_last=True).to_dicts()[0]
+    lines = [
+        f"Best of {frame.height} models by {main}: {best['model']} with {best[main]:.3f} "
+        f"({best['low']:.3f} to {best['high']:.3f})."
+    ]
+    plain = [
+        row for row in frame.to_dicts()
+        if kinds[row["model"]]["kind"] == "hyper" and kinds[row["model"]]["pooling"] == "sentence"
+        and row["difference"] is not None
+    ]  # fmt: skip
+    if plain and reference in kinds:
+        top = max(plain, key=lambda row: row[main])
+        low, high = top["difference_low"], top["difference_high"]
+        lines.append(
+            f"The best head of the paper's own form, {top['model']}, is {_side(low, high)} {reference}: "
+            f"{_difference(top['difference'], low, high)}."
+        )
+    lines += [
+        f"{row['model']} is {_side(row['matched_low'], row['matched_high'])} its matched baseline "
+        f"{row['matched']}: "
+        f"{_difference(row['matched_value'], row['matched_low'], row['matched_high'])}."
+        for row in frame.to_dicts()
+        if row["matched_value"] is not None
+    ]
+    floor = next((row for row in frame.to_dicts() if kinds[row["model"]]["kind"] == "condition_only"), None)
+    if any(settings["kind"] == "condition_only" for settings in kinds.values()):
+        alike = floor is None or floor[main] is None
+        value = "undefined (it scores all rows alike)" if alike else f"{floor[main]:.3f}"
+        lines.append(f"The condition-only floor, which never sees the sentences, has {main} {value}.")
+    missed = [row[0] for row in bar_table(run).rows if row[-1] != "met"]
+    lines.append(f"Bars missed: {', '.join(missed)}." if missed else "No bar of this recipe is missed.")
+    return lines
+
+
+def card_table(run: Run) -> Table:
+    """Print what each trained model costs and whether its generator is sound, first seed."""
+    rows, seen = [], set()
+    for card in run.cards:
+        if card["seed"] is None or card["model"] in seen:
+            continue
+        seen.add(card["model"])
+        health, cost = card.get("health"), card.get("cost")
+        generator = (
+            [f"{cost['generator_parameters']:,}", f"{cost['generated_parameters']:,}"] if cost else ["-", "-"]
+        )
+        alive = (
+            [f"{health['effective_rank']:.1f} of {health['conditions']}", health["verdict"]]
+            if health
+            else ["-", "-"]
+        )
+        even = str(cost["break_even_conditions"]) if cost else "-"
+        rows.append(
+            [card["model"], f"{card['parameters']:,}", f"{card['seconds']:.1f}", *generator, even, *alive]
+        )
+    columns = ["model", "trained parameters", "seconds", "of the generator", "generated per condition"]
+    return Table([*columns, "break-even conditions", "effective rank", "generator"], rows)
