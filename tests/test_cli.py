@@ -297,7 +297,7 @@ def test_bad_pairs_end_with_code_2_and_leave_nothing_behind(call, mini, tmp_path
 
 def test_where_the_floor_is_constant_the_others_are_still_measured(call, mini, tmp_path):
     # One condition: what never sees the sentences scores all rows alike and has no rank correlation.
-    rows = [{**row, "label": [0.0, 0.5, 1.0][n % 3]} for n, row in enumerate(rows_of(30, "The shape.")[::2])]
+    rows = [{**row, "label": [0.25, 0.5, 1.0][n % 3]} for n, row in enumerate(rows_of(30, "The shape.")[::2])]
     code, out, err = call("run", mini, "--data", own(tmp_path, rows), "--out", tmp_path / "out")
     assert code == 0, err
     metrics = Run.open(Path(out.splitlines()[-1].removeprefix("run: "))).metrics
@@ -365,16 +365,10 @@ def test_a_stopped_run_says_so_shows_nothing_and_goes_on_with_the_same_command(m
         process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=60)
         assert process.returncode == code, err
-        assert (
-            err.decode().splitlines()[-1].endswith("workbench: stopped; the same command goes on from here")
-        )
+        assert err.decode().endswith("workbench: stopped; the same command goes on from here\n")
         assert b"Traceback" not in err
         assert out == b""
         assert finished_runs(tmp_path / "out") == []
-    [checkpoint] = (tmp_path / "out" / "runs").glob(
-        ".mini-*.partial/models/concat-seed0/checkpoint.safetensors"
-    )
-    assert checkpoint.stat().st_size > 0
     run = run_recipe(str(mini), out=tmp_path / "out")
     assert len(run.cards[2]["history"]) == 60
     assert not list((tmp_path / "out" / "runs").glob(".*.partial"))

@@ -1,4 +1,4 @@
-"""The encoder and the store: each unique text once, whole shards only, and nothing read that was not checked."""
+"""The encoder and the store: each unique text once, whole shards only, nothing read unchecked."""
 
 import copy
 import json

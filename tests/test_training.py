@@ -89,7 +89,7 @@ def in_processes(folder: Path, plans: list[Callable[[Path], Callable[[], None]]]
                 each = plan(folder)
                 with open(folder / "calls", "ab", buffering=0) as calls:
                     every = NEVER if folder.name.startswith("sigterm") else 0.0
-                    found = train(folder, lambda: (calls.write(b"."), each()), every=every)
+                    found = train(folder, lambda each=each: (calls.write(b"."), each()), every=every)
                 (folder / "found.json").write_text(json.dumps(found))
                 code = 0
             except SystemExit as stop:
@@ -355,8 +355,8 @@ def test_clipping_bounds_the_gradient(tmp_path):
     slopes = (100.0, 1.0)
     clipped = one_weight(tmp_path, lambda step: slopes[step], Training(**common, clip=1.0))
     free = one_weight(tmp_path, lambda step: slopes[step], Training(**common))
-    # Two steps at rates 0.01 and 0.005. Clipped to 1 and 1, AdamW moves by the rate both times; the free second
-    # step is (0.09 * 100 + 0.1 * 1) / 0.19 over sqrt((0.000999 * 1e4 + 0.001) / 0.001999) = 0.677 of the rate.
+    # Steps at rates 0.01 and 0.005. Clipped to 1 and 1, AdamW moves by the rate both times. Free, the second
+    # is (0.09 * 100 + 0.1 * 1) / 0.19 over sqrt((0.000999 * 1e4 + 0.001) / 0.001999) = 0.6774 of it.
     assert clipped[-1] == pytest.approx(1 - 0.01 - 0.005, abs=1e-6)
     assert free[-1] == pytest.approx(1 - 0.01 - 0.005 * 0.6774, abs=2e-6)
 

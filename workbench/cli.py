@@ -134,8 +134,13 @@ def _changes(
 
     changes: dict[str, Any] = {"seeds": seed} if seed else {}
     if data or label_range:
-        before = load_recipe(recipe).data.model_dump(mode="json")
+        known = load_recipe(recipe)
+        before = known.data.model_dump(mode="json")
         if data:
+            if (
+                before["source"] != "files"
+            ):  # other data: the recipe's bars and published numbers do not apply
+                changes |= {"bars": [], "published": [], "title": f"{known.title}, on own data: {data.stem}"}
             before |= {"source": "files", "name": data.stem, "path": str(data)}
         changes["data"] = {**before, **({"label_range": list(label_range)} if label_range else {})}
     return changes

@@ -132,6 +132,7 @@ def run_notebook(
             papermill.execute_notebook(
                 str(path), str(executed), parameters=parameters, progress_bar=True, log_output=False,
                 execution_timeout=cell_timeout, cwd=str(Path.cwd()), kernel_name="python3",
+                language="python",
             )  # fmt: skip
         except papermill.exceptions.PapermillExecutionError as error:
             problem = f"cell {error.exec_count}: {error.ename}: {error.evalue}"

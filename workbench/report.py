@@ -168,4 +168,4 @@ def _markdown(title: str, lead: list[str], sections: list[Section], footer: list
         parts += [f"## {section.title}", *(line.replace("<", "&lt;") for line in section.lines)]
         if section.table and section.table.rows:
             parts.append(section.table.markdown())
-    return "\n\n".join([*parts, "---", *footer]) + "\n"
+    return "\n\n".join([*parts, "---", *(line.replace("<", "&lt;") for line in footer)]) + "\n"

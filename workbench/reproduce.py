@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from workbench.config import recipe_names
-from workbench.errors import RecipeError
+from workbench.errors import DataError, ManifestError, RecipeError
 from workbench.notebooks import declared_parameters, notebook_folder, run_notebook
 from workbench.papers import load_recipe
 from workbench.report import write_index
@@ -44,9 +44,13 @@ def reproduce_set(
     Raises:
         WorkbenchError: anything a person can mend, said in one message.
     """
-    names = recipes or recipes_of(which)
+    names, left_out = recipes or recipes_of(which), []
     for name in names:
-        run = run_recipe(name, out=out, device=device)
+        try:
+            run = run_recipe(name, out=out, device=device)
+        except (DataError, ManifestError) as problem:  # data that is not here must not stop the others
+            left_out.append(f"{name} was not run: {problem}")
+            continue
         for notebook in run.recipe["notebooks"] if notebooks else ():
             page = out / "notebooks" / f"{notebook}-{run.recipe['name']}.html"
             if not page.is_file() or page.stat().st_mtime < (run.folder / "done.json").stat().st_mtime:
@@ -54,4 +58,7 @@ def reproduce_set(
                 declared = declared_parameters(notebook_folder() / f"{notebook}.ipynb")
                 parameters = {key: value for key, value in parameters.items() if key in declared}
                 run_notebook(notebook, parameters, out=out, label=run.recipe["name"])
-    return write_index(out)
+    report = write_index(out)
+    if left_out:
+        raise DataError("; ".join([f"the report {report} lacks a recipe", *left_out]))
+    return report

@@ -103,7 +103,7 @@ def score_table(run: Run, group: str = "all") -> Table:
         f"{main}: 95 % interval",
         "sd over seeds",
         f"minus {run.recipe['reference']}",
-        "minus matched baseline",
+        "minus matched model",
     ]
     rows = []
     for row in frame.sort(
@@ -193,8 +193,8 @@ def findings(run: Run) -> list[str]:
             f"{_difference(top['difference'], low, high)}."
         )
     lines += [
-        f"{row['model']} is {_side(row['matched_low'], row['matched_high'])} its matched baseline "
-        f"{row['matched']}: "
+        f"{row['model']} is {_side(row['matched_low'], row['matched_high'])} {row['matched']}, trained "
+        "alike: "
         f"{_difference(row['matched_value'], row['matched_low'], row['matched_high'])}."
         for row in frame.to_dicts()
         if row["matched_value"] is not None

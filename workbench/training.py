@@ -101,7 +101,7 @@ def fit(
         settings: epochs, batch size, learning rate and so on.
         folder: private to this training; holds its checkpoint.
         seed: of the order; seed the module before building it.
-        checkpoint_seconds: least time between two checkpoints.
+        checkpoint_seconds: least time between two checkpoints; more if writing one takes long. 0: every step.
 
     Returns:
         One entry per epoch: epoch, loss (mean over its steps), seconds.
@@ -117,7 +117,7 @@ def fit(
     )
     state = _Checkpoint(folder, module, optimiser)
     step, history, running = state.restore()
-    saved = time.monotonic()
+    saved, pause = time.monotonic(), checkpoint_seconds
     module.train()
     with _stop_between_steps() as stop, tqdm(total=total, initial=step, desc=folder.name, leave=False) as bar:
         while step < total and stop.signal is None:
@@ -131,9 +131,12 @@ def fit(
             if step % steps_per_epoch == 0:
                 history.append({"epoch": epoch + 1, "loss": running / steps_per_epoch})
                 running = 0.0
-            if stop.signal is not None or (step < total and time.monotonic() - saved > checkpoint_seconds):
+            if stop.signal is not None or (step < total and time.monotonic() - saved > pause):
+                began = time.monotonic()
                 state.save(step, history, running)
                 saved = time.monotonic()
+                if checkpoint_seconds:
+                    pause = max(checkpoint_seconds, 20 * (saved - began))  # at most 5 % of the time
     module.eval()
     return history
 

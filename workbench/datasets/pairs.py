@@ -36,7 +36,7 @@ class PairData(Settings):
 
     source: Literal["bundled", "manifest", "files"]
     name: str
-    path: str | None = None
+    path: str | None = Field(default=None, exclude=True, description="not part of a run: its content is")
     label_range: tuple[FiniteFloat, FiniteFloat] = (0.0, 1.0)
     limit: int | None = Field(default=None, gt=3, description="use only so many pairs of each split")
 

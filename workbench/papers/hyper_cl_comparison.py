@@ -274,7 +274,7 @@ def _score_table(
     """Lay all scores out as one table; the data's texts are not part of it."""
     parts = []
     for name, seed, scores in found:
-        for split, values in scores.items():
+        for split, values in sorted(scores.items()):  # read from a file, they come in another order
             table = tables[split].select("pair", "label", "condition_kind").with_row_index("row")
             about = {"split": pl.lit(split), "model": pl.lit(name), "seed": pl.lit(seed, dtype=pl.Int64)}
             parts.append(table.with_columns(score=pl.Series(values.numpy().astype(np.float32)), **about))
