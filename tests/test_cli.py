@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from workbench import cli, manifests
+from workbench import cli, encoders, manifests
 from workbench.errors import RunError
 from workbench.runs import Run, finished_runs, run_recipe
 
@@ -40,6 +40,15 @@ FILES = {
 }
 COLUMNS = ["paper", "recipe", "dataset", "split", "model", "group", "metric", "value", "low", "high"]
 COLUMNS += ["count", "seed"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_encoder(encoder):
+    """Open the real encoder once instead of once per run."""
+    assert encoder.fingerprint  # computed once, too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders.TextEncoder, "__init__", lambda self, *_: self.__dict__.update(vars(encoder)))
+        yield
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_only_views_import_panel():
 
 
 def project_files():
-    """Tracked files, and untracked ones that are not ignored; all of the source folders outside a checkout."""
+    """Tracked files and untracked ones that are not ignored; outside a checkout, the source folders."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, check=False,

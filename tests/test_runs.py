@@ -44,6 +44,15 @@ def pairs(word="kite"):
     return pl.DataFrame(rows, schema=["sentence1", "sentence2", "condition", "label"], orient="row")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_encoder(encoder):
+    """Open the real encoder once instead of once per run."""
+    assert encoder.fingerprint  # computed once, too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders.TextEncoder, "__init__", lambda self, *_: self.__dict__.update(vars(encoder)))
+        yield
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """A recipe of a second's work, on a file of its own."""
