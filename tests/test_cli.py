@@ -232,13 +232,13 @@ def test_a_prepared_data_set_is_taken_into_the_cache(call, prepared, tmp_path, m
 # --- run ----------------------------------------------------------------------------------------------------
 
 
-def test_a_process_finds_the_run_of_another_and_prints_its_folder_last(tiny_run):
+def test_the_same_command_finds_the_finished_run_and_prints_its_folder_last(call, tiny_run):
     out = tiny_run.folder.parent.parent
-    process = command("run", "hyper_cl_bundled_tiny", "--out", out)
-    printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert printed.decode().splitlines()[-1] == f"run: {tiny_run.folder}"
-    assert printed.decode().splitlines()[-2].startswith(f"report: {out}")
+    code, printed, err = call("run", "hyper_cl_bundled_tiny", "--out", out)
+    assert code == 0, err
+    page = out / "html" / f"{tiny_run.folder.name}.html"
+    assert printed == f"report: {page}\nrun: {tiny_run.folder}\n"
+    assert page.is_file()
 
 
 def test_a_run_holds_the_documented_files_and_columns(tiny_run):
@@ -363,7 +363,7 @@ def test_a_stopped_run_says_so_shows_nothing_and_goes_on_with_the_same_command(m
     settings = MINI.replace(
         "source: bundled, name: bundled, limit: 4", f"source: files, name: own, path: {data}"
     )
-    mini.write_text(settings.replace("epochs: 1", "epochs: 60").rsplit("\n", 2)[0])  # without the last model
+    mini.write_text(settings.replace("epochs: 1", "epochs: 40").rsplit("\n", 2)[0])  # without the last model
     arguments = ("run", mini, "--out", tmp_path / "out")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         process = started(*arguments)
@@ -379,7 +379,7 @@ def test_a_stopped_run_says_so_shows_nothing_and_goes_on_with_the_same_command(m
         assert out == b""
         assert finished_runs(tmp_path / "out") == []
     run = run_recipe(str(mini), out=tmp_path / "out")
-    assert len(run.cards[2]["history"]) == 60
+    assert len(run.cards[2]["history"]) == 40
     assert not list((tmp_path / "out" / "runs").glob(".*.partial"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from workbench.errors import RecipeError
 from workbench.files import canonical_json, digest
@@ -65,6 +65,13 @@ class Recipe(Settings):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     published: tuple[Published, ...] = ()
     bars: tuple[Bar, ...] = ()
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"every seed once, got {list(seeds)}")
+        return seeds
 
     @property
     def hash(self) -> str:

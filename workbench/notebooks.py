@@ -137,7 +137,9 @@ def run_notebook(
         except papermill.exceptions.PapermillExecutionError as error:
             problem = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
         except Exception as error:  # noqa: BLE001 - nbclient and jupyter raise many kinds for a dead kernel
-            problem = f"kernel died or cell timed out ({type(error).__name__}: {error})"
+            known = {"DeadKernelError": "the kernel died", "CellTimeoutError": "a cell timed out"}
+            name = type(error).__name__
+            problem = f"{known.get(name, name)}: {error}"
         problem = problem or _incomplete(executed)
         if executed.is_file():
             text = _without_private_paths(executed)

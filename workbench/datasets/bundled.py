@@ -74,10 +74,12 @@ def _pairs_of(table: pl.DataFrame, split: str, rng: random.Random) -> list[dict[
         asked = [name for name in attributes() if entities[0][name] is not None]
         trained = [name for name in asked if attributes()[name].get("trained", True)]
         groups = [trained] if split != "test" else [trained, [name for name in asked if name not in trained]]
+        couples = [couple if rng.random() < 0.5 else couple[::-1] for couple in combinations(entities, 2)]
         for names in groups:
-            couples = list(combinations(entities, 2))
             rng.shuffle(couples)
             rows += _balanced(couples, names, domain, split, rng)
+            # Sides change place, so that a couple asked about again is a pair of its own.
+            couples = [couple[::-1] for couple in couples]
     return rows
 
 
@@ -103,17 +105,12 @@ def _balanced(
             continue
         surplus[best[0]] += 1
         surplus[best[1]] -= 1
-        sides = (
-            (one["sentence"], other["sentence"])
-            if rng.random() < 0.5
-            else (other["sentence"], one["sentence"])
-        )
         # The test split asks half of its pairs with the phrasing that is never trained on.
         held_out = split == "test" and rng.random() < 0.5
         rows = [
             {
-                "sentence1": sides[0],
-                "sentence2": sides[1],
+                "sentence1": one["sentence"],
+                "sentence2": other["sentence"],
                 **_asked(name, held_out, rng),
                 "label": labels[name],
             }

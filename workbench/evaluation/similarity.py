@@ -108,10 +108,8 @@ def pair_order(
 ) -> Float[np.ndarray, " R"]:
     """Share of a pair's two conditions ranked the right way, ties counted half; 0 to 1, ideal 1, chance 0.5.
 
-    A score that ignores the condition gets exactly 0.5.
+    A score that ignores the condition gets exactly 0.5; without comparisons the share is NaN.
     """
-    if len(pairs) == 0:
-        return np.full(len(weights), np.nan)
     right = (np.sign(score[pairs[:, 0]] - score[pairs[:, 1]]) + 1) / 2
     share = weights[:, pairs[:, 0]]
     total = share.sum(1)
