@@ -103,7 +103,7 @@ class TextEncoder:
         return digest(weights.hexdigest(), canonical_json(settings))
 
     def _tokenizer(self) -> dict[str, Any]:
-        """Return how texts become tokens: vocabulary, lower-casing, splitting; not the last call's padding."""
+        """Return how texts become tokens: vocabulary, lower-casing, splitting; not a call's padding."""
         fast = getattr(self.model.tokenizer, "backend_tokenizer", None)
         if fast is None:
             return self.model.tokenizer.get_vocab()
