@@ -16,6 +16,7 @@ from workbench.errors import RecipeError
 from workbench.files import canonical_json, digest
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+_OWN = {"name", "sets", "bars", "published", "reading"}  # describe one recipe, never taken over
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -65,6 +66,7 @@ class Recipe(Settings):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     published: tuple[Published, ...] = ()
     bars: tuple[Bar, ...] = ()
+    reading: str = Field(default="", description="how to read the results: the authors' words, not a setting")
 
     @field_validator("seeds")
     @classmethod
@@ -79,7 +81,7 @@ class Recipe(Settings):
 
         Name, title, sets, notebooks and the numbers compared against are left out: they change no result.
         """
-        apart = {"name", "title", "sets", "notebooks", "published", "bars"}
+        apart = {"name", "title", "sets", "notebooks", "published", "bars", "reading"}
         return digest(canonical_json(self.model_dump(mode="json", exclude=apart)))
 
 
@@ -199,7 +201,9 @@ def read_recipe(name: str) -> dict[str, Any]:
             f"recipe {path.stem} extends {parent_name}, which extends another; one step is allowed"
         )
     inherited = {
-        key: value for key, value in parent.items() if key not in {"name", "sets", "bars", "published"}
+        key: value
+        for key, value in parent.items()
+        if key not in {"name", "sets", "bars", "published", "reading"}
     }
     return _merged(inherited, content)
 

@@ -11,8 +11,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from workbench.errors import RecipeError
 from workbench.figures import groups_figure, history_figure, models_figure
 from workbench.files import write_atomic
+from workbench.papers import load_recipe
 from workbench.runs import Run, finished_runs
 from workbench.tables import (
     Table,
@@ -49,6 +51,8 @@ def run_sections(run: Run) -> list[Section]:
     metrics, main = run.metrics, main_metric(run.metrics)
     split = last_split(metrics)
     sections = [Section("What was found", findings(run))]
+    if _reading(run):
+        sections.append(Section("How to read it", [_reading(run)]))
     if run.recipe["bars"]:
         sections.append(Section("Bars", ["Set by this project before the run."], bar_table(run)))
     if run.recipe["published"]:
@@ -80,6 +84,15 @@ def run_sections(run: Run) -> list[Section]:
     )
     sections.append(Section("Training", [], figure=_div(history_figure(run.cards, shown))))
     return sections
+
+
+def _reading(run: Run) -> str:
+    """Return what the recipe's authors say of its results, unless the run was made on other data."""
+    try:
+        recipe = load_recipe(run.recipe["name"])
+    except RecipeError:  # a recipe of the user's own, given by path
+        return ""
+    return recipe.reading if recipe.data.name == run.recipe["data"]["name"] else ""
 
 
 def _div(figure: Any) -> Markup:
