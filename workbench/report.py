@@ -48,7 +48,7 @@ class Section:
 
 def run_sections(run: Run) -> list[Section]:
     """Lay out one run's report."""
-    metrics, main = run.metrics, main_metric(run.metrics)
+    metrics, main = run.metrics, main_metric(run)
     split = last_split(metrics)
     sections = [Section("What was found", findings(run))]
     if _reading(run):
@@ -145,7 +145,7 @@ def write_index(out: Path) -> Path:
     overview, sections = [], []
     for name, run in sorted(newest.items()):
         write_run_report(run)
-        main = main_metric(run.metrics)
+        main = main_metric(run)
         best = model_table(run).sort(main, descending=True, nulls_last=True).to_dicts()[0]
         bars = [row[-1] for row in bar_table(run).rows]
         met = f"{bars.count('met')} of {len(bars)} met" if bars else "-"

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from workbench.evaluation.similarity import METRICS
 from workbench.runs import Run
 
 
@@ -27,17 +28,18 @@ class Table:
         """Return the table in GitHub's Markdown; cells cannot break out of it."""
 
         def cell(value: Any) -> str:
-            text = f"[{value['text']}]({value['href']})" if isinstance(value, dict) else str(value)
+            text = value["text"] if isinstance(value, dict) else str(value)  # pages carry the links
             return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
 
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
 
 
-def main_metric(metrics: pl.DataFrame) -> str:
-    """Return the metric a run is ranked by: AUC if the labels allow it, else pair order, else Spearman."""
-    known = set(metrics.filter(split=last_split(metrics), group="all")["metric"])
-    return next(name for name in ("auc", "pair_order", "spearman") if name in known)
+def main_metric(run: Run) -> str:
+    """Return the metric a run is ranked by: the one published for its data, else AUC, else pair order."""
+    known = set(run.metrics.filter(split=last_split(run.metrics), group="all")["metric"])
+    published = [item["metric"] for item in run.recipe["published"]]
+    return next(name for name in (*published, "auc", "pair_order", "spearman") if name in known & {*METRICS})
 
 
 def last_split(metrics: pl.DataFrame) -> str:
@@ -54,7 +56,7 @@ def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.Da
         split: "test" unless its labels are withheld.
     """
     metrics, split = run.metrics, split or last_split(run.metrics)
-    main, reference = main_metric(metrics), run.recipe["reference"]
+    main, reference = main_metric(run), run.recipe["reference"]
     part = metrics.filter(split=split, group=group)
     rows = []
     for model in run.recipe["models"]:
@@ -93,7 +95,7 @@ def _difference(value: float | None, low: float | None, high: float | None) -> s
 
 def score_table(run: Run, group: str = "all") -> Table:
     """Print the main table of one group, best model first."""
-    frame, main = model_table(run, group), main_metric(run.metrics)
+    frame, main = model_table(run, group), main_metric(run)
     if frame.is_empty():
         return Table(["model"], [])
     scores = [name for name in ("spearman", "pearson", "auc", "pair_order") if name in frame.columns]
@@ -173,7 +175,7 @@ def _side(low: float, high: float) -> str:
 
 def findings(run: Run) -> list[str]:
     """Say in sentences what the numbers say: winner, generated weights against baseline, floor."""
-    frame, main, reference = model_table(run), main_metric(run.metrics), run.recipe["reference"]
+    frame, main, reference = model_table(run), main_metric(run), run.recipe["reference"]
     kinds = {model["name"]: model for model in run.recipe["models"]}
     best = frame.sort(main, descending=True, nulls_last=True).to_dicts()[0]
     lines = [
