@@ -155,7 +155,8 @@ def write_index(out: Path) -> Path:
         shown = {"text": done[-1].stem, "href": f"notebooks/{done[-1].name}"} if done else "-"
         score = f"{best[main]:.3f} ({best['low']:.3f} to {best['high']:.3f})"
         overview.append([link, run.recipe["data"]["name"], main, best["model"], score, met, shown])
-        sections.append(Section(name, findings(run), score_table(run)))
+        reading = [_reading(run)] if _reading(run) else []
+        sections.append(Section(name, [*findings(run), *reading], score_table(run)))
         if run.recipe["bars"]:
             sections.append(Section(f"{name}: bars", [], bar_table(run)))
         if run.recipe["published"]:
