@@ -6,9 +6,12 @@ after a warm-up, forward and backward; memory is what one pass allocates at its 
 before.
 """
 
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,11 +103,14 @@ def _peak_mib(action: Callable[[], object], device: str) -> float:
         before = torch.cuda.memory_allocated()
         action()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(profile_memory=True) as profile:
-        action()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        with torch.profiler.profile(profile_memory=True) as profile:
+            action()
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text("utf-8"))["traceEvents"]
     held = peak = 0
-    for event in sorted(profile.events(), key=lambda event: event.time_range.start):
-        if event.name == "[memory]":
-            held += event.cpu_memory_usage
-            peak = max(peak, held)
+    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda event: event["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
     return peak / 2**20
