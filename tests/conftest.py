@@ -38,6 +38,17 @@ def encoder():
     return TextEncoder()
 
 
+@pytest.fixture(scope="module")
+def one_encoder(encoder):
+    """Open the real encoder once instead of once per run of a module."""
+    from workbench.encoders import TextEncoder
+
+    assert encoder.fingerprint  # computed once, too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextEncoder, "__init__", lambda self, *_: self.__dict__.update(vars(encoder)))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     """One finished run of the tiny recipe, made once by the real code."""

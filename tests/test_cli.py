@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import yaml
 
-from workbench import cli, encoders, manifests
+from workbench import cli, manifests
 from workbench.errors import RunError
 from workbench.runs import Run, finished_runs, run_recipe
 
@@ -42,13 +42,7 @@ COLUMNS = ["paper", "recipe", "dataset", "split", "model", "group", "metric", "v
 COLUMNS += ["count", "seed"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_encoder(encoder):
-    """Open the real encoder once instead of once per run."""
-    assert encoder.fingerprint  # computed once, too
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoders.TextEncoder, "__init__", lambda self, *_: self.__dict__.update(vars(encoder)))
-        yield
+pytestmark = pytest.mark.usefixtures("one_encoder")
 
 
 @pytest.fixture
@@ -398,7 +392,7 @@ def test_a_full_disk_keeps_finished_models_and_the_same_command_finishes(mini, t
     assert "file size limit. Free some space or choose another place with --out" in last
     assert b"Traceback" not in err
     assert finished_runs(tmp_path / "out") == []
-    [card] = (tmp_path / "out" / "runs").glob(".mini-*.partial/models/*/card.json")
+    [card] = (tmp_path / "out" / "runs").glob(".mini-*.partial/training/*/card.json")
     before = yaml.safe_load(card.read_text())
     run = run_recipe(str(mini), out=tmp_path / "out")
     assert before["model"] == "concat"

@@ -44,13 +44,7 @@ def pairs(word="kite"):
     return pl.DataFrame(rows, schema=["sentence1", "sentence2", "condition", "label"], orient="row")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_encoder(encoder):
-    """Open the real encoder once instead of once per run."""
-    assert encoder.fingerprint  # computed once, too
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoders.TextEncoder, "__init__", lambda self, *_: self.__dict__.update(vars(encoder)))
-        yield
+pytestmark = pytest.mark.usefixtures("one_encoder")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -122,10 +121,3 @@ class HyperCL:
     ) -> Float[Tensor, "N M"]:
         """Cosine of every first text with every second one under a condition; -1 to 1."""
         return self.encode(first, condition, strength) @ self.encode(second, condition, strength).T
-
-
-def describe_head(
-    settings: dict[str, Any], head_width: int, condition_width: int, encoder: str
-) -> dict[str, Any]:
-    """Return what head.json says, so that :meth:`HyperCL.load` can rebuild the head."""
-    return {"settings": settings, "width": head_width, "condition_width": condition_width, "encoder": encoder}

@@ -168,7 +168,7 @@ def run_recipe(
     try:
         with FileLock(final.with_name(f".{final.name}.lock"), timeout=0):
             if (final / MARKER).is_file() and not fresh:
-                return _reopened(final)
+                return Run.open(final)
             if fresh:
                 shutil.rmtree(private, ignore_errors=True)
             about = {"data_sha256": data_hash, "encoder_sha256": encoder.fingerprint, "identity": identity}
@@ -180,13 +180,6 @@ def run_recipe(
             f"{final} is being computed by another process; wait for it, or choose another --out"
         ) from None
     return Run.open(final)
-
-
-def _reopened(final: Path) -> Run:
-    """Open a finished run; one whose files were changed is set aside rather than trusted."""
-    run = Run.open(final)
-    _log.info("already done: %s", final)
-    return run
 
 
 def _check_device(device: str) -> None:
@@ -210,7 +203,6 @@ def _compute(
 ) -> None:
     """Do the work in the private folder and write every file of the run."""
     from workbench.manifests import cache_folder
-    from workbench.model import describe_head
     from workbench.papers.hyper_cl_comparison import compare
     from workbench.store import EmbeddingStore
 
@@ -237,18 +229,6 @@ def _compute(
         }
         for split, table in tables.items()
     }
-    condition_width = tables["train"]["condition"].n_unique()
-    for folder in sorted((private / "models").glob("*-seed*")):
-        settings = json.loads((folder / "card.json").read_text("utf-8"))["settings"]
-        if (folder / "head.safetensors").is_file():
-            width = encoder.width if settings["condition"] == "text" else condition_width
-            kept = private / "models" / settings["name"]
-            shutil.rmtree(kept, ignore_errors=True)
-            folder.rename(kept)
-            head = describe_head(settings, encoder.width, width, recipe.encoder)
-            write_atomic(kept / "head.json", json.dumps(head, indent=1))
-        else:
-            shutil.rmtree(folder)
     seconds = round(time.perf_counter() - clock, 1)
     write_atomic(
         private / "provenance.json",
@@ -297,7 +277,7 @@ def _publish(private: Path, final: Path) -> None:
     files = {
         str(path.relative_to(private)): sha256_of(path)
         for path in sorted(private.rglob("*"))
-        if path.is_file() and path.name != MARKER
+        if path.is_file() and path.name != MARKER and private / "training" not in path.parents
     }
     write_atomic(private / MARKER, canonical_json({"files": files}))
     old = final.with_name(f".{final.name}.old-{os.getpid()}")
@@ -305,3 +285,4 @@ def _publish(private: Path, final: Path) -> None:
         final.rename(old)
     private.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(final / "training", ignore_errors=True)  # only now: until here it saves training again

@@ -78,7 +78,8 @@ def compare(
         recipe: settings.
         tables: the splits, as :func:`workbench.datasets.pairs.load_pairs` returns them.
         store: embeds texts; opened with tokens if a model pools them.
-        workspace: private folder; finished models found there are reused.
+        workspace: private folder; finished models in its folder training are reused, kept heads go to its
+            folder models.
         device: as torch names devices.
 
     Raises:
@@ -106,8 +107,7 @@ def compare(
                 "settings": model.model_dump(mode="json"),
             }
         else:
-            folder = workspace / "models" / f"{model.name}-seed{seed}"
-            scores, card = _trained(recipe, model, seed, encoded, folder, device)
+            scores, card = _trained(recipe, model, seed, encoded, workspace, device)
         found.append((model.name, seed, scores, card))
     return Comparison(
         metrics=_metrics(recipe, tables, [item[:3] for item in found]),
@@ -117,9 +117,10 @@ def compare(
 
 
 def _trained(
-    recipe: HyperCLRecipe, model: ModelSettings, seed: int, encoded: Encoded, folder: Path, device: str
+    recipe: HyperCLRecipe, model: ModelSettings, seed: int, encoded: Encoded, workspace: Path, device: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train one model under one seed and score it, or read what an earlier process finished."""
+    folder = workspace / "training" / f"{model.name}-seed{seed}"
     if (folder / "card.json").is_file():
         return load_file(folder / "scores.safetensors"), json.loads((folder / "card.json").read_text("utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +153,11 @@ def _trained(
         card["health"] = health_of(head.generator, features[trained], start).to_dict()
         card["cost"] = head.generator.cost()
     if model.keep_weights and seed == recipe.seeds[0]:
-        write_atomic(folder / "head.safetensors", save({k: v.cpu() for k, v in head.state_dict().items()}))
+        kept = workspace / "models" / model.name
+        width, condition_width = encoded.sentences.shape[1], features.shape[1]
+        about = {"settings": card["settings"], "width": width, "condition_width": condition_width}
+        write_atomic(kept / "head.json", json.dumps({**about, "encoder": recipe.encoder}, indent=1))
+        write_atomic(kept / "head.safetensors", save({k: v.cpu() for k, v in head.state_dict().items()}))
     write_atomic(folder / "scores.safetensors", save(scores))
     write_atomic(folder / "card.json", json.dumps(card, indent=1))  # last: its presence means all is there
     for left in folder.glob("checkpoint.*"):
