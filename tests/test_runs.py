@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 import workbench
-from workbench import encoders
+from workbench import encoders, runs
 from workbench.errors import RunError
 from workbench.runs import Run, find_run, finished_runs, run_recipe, runs_folder
 
@@ -205,6 +205,7 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(recipe, made, tmp_path,
     assert run.metrics.equals(made.metrics)  # what was kept over all these attempts is right
 
 
+@pytest.mark.usefixtures("made")  # all modules are imported before a class is replaced
 def test_a_read_only_folder_is_refused_before_anything_is_computed(recipe, tmp_path, monkeypatch):
     def read_only(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
@@ -311,3 +312,22 @@ def test_the_marker_lists_every_file(made):
     listed = set(json.loads((made.folder / "done.json").read_text())["files"])
     there = {str(path.relative_to(made.folder)) for path in made.folder.rglob("*") if path.is_file()}
     assert listed == there - {"done.json"}
+
+
+def test_a_run_that_fails_while_it_is_published_does_not_train_again(recipe, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_publish", full)
+        with pytest.raises(RunError, match="the disk is full"):
+            run_recipe(recipe, out=tmp_path)
+    assert finished_runs(tmp_path) == []
+
+    def training(*_, **__):
+        raise AssertionError("a finished model was trained again")
+
+    monkeypatch.setattr("workbench.papers.hyper_cl_comparison.fit", training)
+    run = run_recipe(recipe, out=tmp_path)
+    assert run.models()
+    assert not (run.folder / "training").exists()
