@@ -140,7 +140,7 @@ def groups_figure(
     figure.update_layout(
         **_LAYOUT, title=f"{split} split by {column.replace('_', ' ')} (rows)", height=420, barmode="group"
     )
-    figure.update_yaxes(title=METRIC_TITLES[metric])
+    figure.update_yaxes(title=METRIC_TITLES[metric].split(" (")[0])
     return figure
 
 

@@ -268,7 +268,9 @@ def _groups(table: pl.DataFrame, recipe: HyperCLRecipe) -> list[tuple[str, pl.Se
         if column in table.columns and table[column].n_unique() > 1:
             groups += [
                 (f"{column}={value}", table[column].eq_missing(value))
-                for value in sorted(table[column].drop_nulls().unique())
+                for value in sorted(
+                    table[column].drop_nulls().unique(), key=lambda value: (_ORDER.get(value, 0), value)
+                )
             ]
     return groups
 
