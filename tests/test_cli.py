@@ -307,7 +307,7 @@ def test_where_the_floor_is_constant_the_others_are_still_measured(call, mini, t
     known = metrics.filter(split="test", metric="spearman", group="all")["model"].unique()
     assert set(known) == {"cosine", "concat", "hyper"}
     page = next((tmp_path / "out" / "html").iterdir()).read_text()
-    assert "The condition-only floor, which never sees the sentences, has spearman undefined" in page
+    assert "The floor condition_only, which never sees the sentences, has spearman undefined" in page
 
 
 def test_a_grouping_column_with_gaps_and_markup_is_no_obstacle(call, mini, tmp_path):

@@ -121,7 +121,7 @@ def test_a_file_that_is_no_notebook_is_refused(tmp_path):
 def test_an_unknown_notebook_lists_those_there_are(tmp_path):
     for name in ("absent", "../x", str(tmp_path / "absent.ipynb")):
         with pytest.raises(
-            NotebookError, match="no notebook named .*; there are: 00_start_here, 10_hyper_cl"
+            NotebookError, match="no notebook named .*; there are: 00_start_here, 10_hyper_cl, 11"
         ):
             run_notebook(name, out=tmp_path)
 

@@ -9,17 +9,20 @@ Names are imported when first used, so that ``import workbench`` takes milliseco
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
+    "ConditionedIndex": "workbench.search",
     "EmbeddingStore": "workbench.store",
     "HyperCL": "workbench.model",
+    "LinkPredictor": "workbench.link_prediction",
     "Run": "workbench.runs",
     "TextEncoder": "workbench.encoders",
     "WorkbenchError": "workbench.errors",
     "bundled_sentences": "workbench.datasets.bundled:sentences",
     "find_run": "workbench.runs",
     "load_recipe": "workbench.papers",
+    "robustness": "workbench.robustness",
     "run_notebook": "workbench.notebooks",
     "run_recipe": "workbench.runs",
 }

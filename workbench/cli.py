@@ -1,4 +1,4 @@
-"""The command line: list, doctor, data, run, reproduce, report, bench."""
+"""The command line: list, doctor, data, run, reproduce, robustness, report, bench."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.errors import WorkbenchError
+from workbench.errors import RecipeError, WorkbenchError
 
 app = typer.Typer(
     help="A workbench for conditioned representations: train, compare and look at hypernetworks.",
@@ -158,6 +158,30 @@ def reproduce(
     from workbench.reproduce import reproduce_set
 
     print(f"report: {reproduce_set(recipes or [], which, out=out, device=device, notebooks=notebooks)}")
+
+
+@app.command()
+def robustness(
+    recipe: Annotated[str, typer.Argument(help="Of a finished run; its newest is used.")],
+    model: Annotated[str, typer.Argument(help="A model whose weights the run kept.")],
+    out: Out = Path("reports"),
+    data: Annotated[Path | None, typer.Option(help="Own pairs, as for workbench run.")] = None,
+) -> None:
+    """Score pairs under paraphrased, misspelt, negated, empty and off-topic conditions."""
+    from workbench.papers import load_recipe, paper_of
+    from workbench.robustness import robustness as measure
+    from workbench.runs import find_run
+    from workbench.tables import robustness_table
+
+    known = load_recipe(recipe, _changes(recipe, None, data, None))
+    if known.paper != "hyper_cl":
+        raise RecipeError(
+            f"recipe {known.name} is of paper {known.paper}; robustness is measured on pairs under "
+            "conditions: give a recipe of paper hyper_cl"
+        )
+    opened = find_run(known.name, out).model(model)
+    tables = paper_of(known.paper).load_data(known).content
+    print(robustness_table(measure(opened, tables.get("test", tables["valid"]))).markdown())
 
 
 @app.command()

@@ -35,7 +35,7 @@ class Published(Settings):
 
     model: str
     metric: str
-    split: Literal["train", "valid", "test"]
+    split: Literal["train", "valid", "test", "all"]
     value: float
     spread: float | None = None
     table: str

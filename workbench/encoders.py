@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from workbench.errors import DataError, ManifestError
+from workbench.errors import DataError, ManifestError, RunError
 from workbench.files import canonical_json, digest, sha256_of
 
 PACKAGED = "all-MiniLM-L6-v2"
@@ -27,6 +27,8 @@ PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 
 
 _CALL_SETTINGS = {"padding", "truncation"}
+# What opening a model of somebody else's can raise.
+_UNUSABLE = (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, SafetensorError)
 
 
 class TruncationWarning(UserWarning):
@@ -64,24 +66,62 @@ class TokenStates:
 class TextEncoder:
     """A frozen sentence-transformers encoder: texts in, unit-norm sentence vectors and token states out."""
 
-    def __init__(self, name: str = PACKAGED, device: str = "cpu") -> None:
+    def __init__(self, name: str = PACKAGED, device: str = "cpu", unit: bool = True) -> None:
         """Open an encoder.
 
         Args:
             name: "all-MiniLM-L6-v2" for the packaged one, else a local model folder or a model hub's name.
             device: where it computes, as torch names devices.
+            unit: bring sentence vectors to norm 1; false leaves them as the encoder gives them.
 
         Raises:
             ManifestError: the packaged weights are not the published ones, or the model cannot be opened.
         """
-        self.name = name
+        self.name, self.unit = name, unit
         self.model = _open_model(str(_packaged_folder()) if name == PACKAGED else name, device)
         self.model.eval().requires_grad_(False)
+
+    @classmethod
+    def of_folder(cls, folder: Path, modules: list[dict[str, Any]], device: str, unit: bool) -> "TextEncoder":
+        """Open the encoder part of a saved model, whose modules were checked by the caller.
+
+        Raises:
+            RunError: a part is missing or damaged.
+        """
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.util import import_from_string
+
+        try:
+            parts = []
+            for module in modules:
+                kind, options = import_from_string(module["type"]), {"subfolder": module["path"]}
+                if kind.__name__ == "Transformer":
+                    options["model_kwargs"] = {"use_safetensors": True}
+                parts.append(kind.load(str(folder), **options))
+            if not modules or not modules[0]["type"].endswith(".Transformer"):
+                raise ValueError("its first module is not a Transformer")
+            model = SentenceTransformer(modules=parts, device=device)
+            if not all(torch.isfinite(tensor).all() for tensor in model.parameters()):
+                raise ValueError("the weights hold NaN or infinity")
+        except _UNUSABLE as problem:
+            reason = " ".join(str(problem).split())[:300]
+            raise RunError(f"{folder} holds no usable encoder: {reason}. Save the model again") from problem
+        encoder = cls.__new__(cls)
+        encoder.name, encoder.unit, encoder.model = folder.name, unit, model
+        model.eval().requires_grad_(False)
+        return encoder
 
     @property
     def width(self) -> int:
         """Embedding width D."""
         return self.model.get_embedding_dimension()
+
+    @property
+    def pooling(self) -> str:
+        """How token states become a sentence vector: "mean", "cls" or another of sentence-transformers."""
+        from sentence_transformers.sentence_transformer.modules import Pooling
+
+        return next(module.pooling_mode for module in self.model.children() if isinstance(module, Pooling))
 
     @property
     def window(self) -> int:
@@ -97,6 +137,7 @@ class TextEncoder:
             weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         settings = {
             "window": self.window,
+            **({} if self.unit else {"unit": False}),
             "modules": [str(module) for module in self.model.children() if not hasattr(module, "auto_model")],
             "tokenizer": digest(canonical_json(self._tokenizer())),
         }
@@ -148,15 +189,15 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: list[str], batch_size: int = 64) -> Float[Tensor, "N D"]:
-        """Encode texts to sentence vectors of norm 1, on the CPU."""
-        options = {"batch_size": batch_size, "normalize_embeddings": True, "show_progress_bar": False}
+        """Encode texts to sentence vectors, of norm 1 unless the encoder was opened otherwise, on the CPU."""
+        options = {"batch_size": batch_size, "normalize_embeddings": self.unit, "show_progress_bar": False}
         return self.model.encode(texts, convert_to_tensor=True, **options).float().cpu()
 
     @torch.inference_mode()
     def encode_with_tokens(
         self, texts: list[str], batch_size: int = 64
     ) -> tuple[Float[Tensor, "N D"], list[Float[Tensor, "_ D"]]]:
-        """Encode texts to sentence vectors of norm 1 and, text by text, their token states, on the CPU."""
+        """Encode texts to sentence vectors and, text by text, their token states, on the CPU."""
         options = {"batch_size": batch_size, "output_value": None, "show_progress_bar": False}
         features = self.model.encode(texts, **options)
         sentences = torch.stack([feature["sentence_embedding"] for feature in features]).float().cpu()
@@ -164,7 +205,7 @@ class TextEncoder:
             feature["token_embeddings"][: int(feature["attention_mask"].sum())].half().cpu()
             for feature in features
         ]
-        return torch.nn.functional.normalize(sentences, dim=-1), tokens
+        return torch.nn.functional.normalize(sentences, dim=-1) if self.unit else sentences, tokens
 
 
 @lru_cache(maxsize=1)
@@ -192,15 +233,7 @@ def _open_model(name: str, device: str) -> "SentenceTransformer":  # noqa: F821
         return SentenceTransformer(
             name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        ImportError,
-        LookupError,
-        TypeError,
-        SafetensorError,
-    ) as problem:
+    except _UNUSABLE as problem:
         raise ManifestError(
             f"cannot open the text encoder {name!r}: {' '.join(str(problem).split())[:300]}. Give "
             f"{PACKAGED!r}, a local sentence-transformers folder with safetensors weights, or a hub name "

@@ -14,6 +14,7 @@ from plotly.subplots import make_subplots
 FAMILY_COLOURS = {
     "no training": "#999999",
     "baseline": "#E69F00",
+    "reads sentence and condition together": "#56B4E9",
     "generated projection": "#0072B2",
     "generated query, baseline head": "#D55E00",
     "generated query, shared map": "#CC79A7",
@@ -24,6 +25,10 @@ METRIC_TITLES = {
     "pearson": "Pearson correlation",
     "auc": "area under the ROC curve",
     "pair_order": "pair order (share of a pair's two conditions ranked right)",
+    "mrr": "mean reciprocal rank (filtered, realistic)",
+    "hits_at_1": "hits at 1 (filtered)",
+    "hits_at_3": "hits at 3 (filtered)",
+    "hits_at_10": "hits at 10 (filtered)",
 }
 CHANCE = {"spearman": 0.0, "pearson": 0.0, "auc": 0.5, "pair_order": 0.5}
 _LAYOUT: dict[str, Any] = {
@@ -41,8 +46,10 @@ def plain(text: str) -> str:
 
 def family(settings: dict[str, Any]) -> str:
     """Say which family a model of a Hyper-CL table belongs to; decides its colour."""
-    if settings["kind"] in ("cosine", "prompt", "condition_only"):
+    if settings["kind"] in ("cosine", "prompt", "condition_only", "frequency"):
         return "no training"
+    if settings["kind"] in ("bi_encoder", "cross_encoder"):
+        return "reads sentence and condition together"
     if settings.get("pooling") == "condition":
         heads = {"hyper": "generated query and projection", "shared": "generated query, shared map"}
         return heads.get(settings["kind"], "generated query, baseline head")
@@ -96,7 +103,8 @@ def models_figure(
             customdata=members.select("low", "high").to_numpy(),
             hovertemplate="%{y}: %{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
         )
-    figure.add_vline(x=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
+    if metric in CHANCE:
+        figure.add_vline(x=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
     count = rows["count"][0] if rows.height else 0
     figure.update_layout(
         **_LAYOUT,
@@ -136,7 +144,8 @@ def groups_figure(
                 "arrayminus": part["value"] - part["low"],
             },
         )
-    figure.add_hline(y=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
+    if metric in CHANCE:
+        figure.add_hline(y=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
     figure.update_layout(
         **_LAYOUT, title=f"{split} split by {column.replace('_', ' ')} (rows)", height=420, barmode="group"
     )

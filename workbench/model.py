@@ -1,7 +1,9 @@
 """A trained head with its encoder: texts and a condition in, conditioned embeddings and weights out."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,11 +15,28 @@ from torch.nn import functional
 from workbench.conditions import normalise_condition, normalise_text
 from workbench.encoders import TextEncoder
 from workbench.errors import DataError, RunError
+from workbench.files import clear_disk_errors
 from workbench.hypernetworks import GeneratedWeights, Rows
 from workbench.hypernetworks.generators import standardise, token_scale
 from workbench.manifests import cache_folder
-from workbench.papers.hyper_cl import Batch, ConditionedHead, ModelSettings
+from workbench.papers.hyper_cl import Batch, ConditionedHead
+from workbench.papers.hyper_cl_settings import ModelSettings
 from workbench.store import EmbeddingStore
+
+# One text, or several with weights: {"The colour.": 0.5, "The size.": 0.5}.
+Condition = str | Mapping[str, float]
+_AT_ONCE = 1024  # texts whose token states are held together
+# Classes a saved model may name; anything else is refused before a line of it is imported.
+_MODULES = {
+    "sentence_transformers.base.modules.transformer.Transformer",
+    "sentence_transformers.models.Transformer",
+    "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+    "sentence_transformers.models.Pooling",
+    "sentence_transformers.base.modules.normalize.Normalize",
+    "sentence_transformers.sentence_transformer.modules.normalize.Normalize",
+    "sentence_transformers.models.Normalize",
+}
+_HEAD = "workbench.sentence_module.ConditionedModule"
 
 
 class HyperCL:
@@ -27,9 +46,18 @@ class HyperCL:
     generated once per call.
     """
 
-    def __init__(self, head: ConditionedHead, encoder: TextEncoder, cache: Path | None = None) -> None:
-        """Join a trained head and the encoder it was trained on."""
-        self.head, self.encoder = head.eval(), encoder
+    def __init__(
+        self, head: ConditionedHead, encoder: TextEncoder, cache: Path | None = None, unit: bool = True
+    ) -> None:
+        """Join a trained head and the encoder it was trained on.
+
+        Args:
+            head: trained.
+            encoder: whose vectors it reads.
+            cache: folder of the embedding store; the user's cache if not given.
+            unit: whether the head expects embeddings of norm 1 brought to unit variance.
+        """
+        self.head, self.encoder, self.unit = head.eval(), encoder, unit
         self.store = EmbeddingStore(
             encoder, cache or cache_folder(), tokens=head.settings.pooling != "sentence"
         )
@@ -39,7 +67,7 @@ class HyperCL:
         """Load a head that a run kept.
 
         Args:
-            folder: holds head.safetensors and head.json.
+            folder: holds head.safetensors, head.json and, if it was trained too, the encoder.
             encoder: an encoder that is open already; opened by the name in head.json if not given.
 
         Raises:
@@ -47,26 +75,112 @@ class HyperCL:
         """
         try:
             about = json.loads((folder / "head.json").read_text("utf-8"))
-            tensors = load_file(folder / "head.safetensors")
-            head = ConditionedHead(
-                ModelSettings(**about["settings"]), about["width"], about["condition_width"]
-            )
-            head.load_state_dict(tensors)
+            head, name = _head_of(about, folder / "head.safetensors"), about["encoder"]
+            unit = _unit_of(about)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as problem:
             reason = " ".join(str(problem).split())[:300]
             raise RunError(
                 f"{folder} holds no usable head: {reason}. Train it again with workbench run"
             ) from problem
-        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-            raise RunError(f"{folder}: the weights hold NaN or infinity; train the model again")
-        if about["settings"]["condition"] != "text":
+        if head.settings.condition != "text":
             raise RunError(
                 f"{folder}: this head knows conditions by number, not by text; load one trained on text"
             )
-        return cls(head, encoder or TextEncoder(about["encoder"]))
+        if encoder is None:
+            tuned = folder / "encoder"
+            encoder = TextEncoder(str(tuned) if tuned.is_dir() else name, unit=unit)
+        return cls(head, encoder, unit=unit)
+
+    # --- as an ordinary SentenceTransformer -----------------------------------------------------------------
+
+    def sentence_transformer(self) -> "SentenceTransformer":  # noqa: F821
+        """Return the model as one SentenceTransformer: ``encode(texts, condition=...)``, ``similarity``."""
+        from sentence_transformers import SentenceTransformer
+
+        from workbench.sentence_module import ConditionedModule
+
+        settings = self.head.settings.model_dump(mode="json")
+        module = ConditionedModule(
+            settings, self.head.width, self.head.condition_width, self.unit, head=self.head
+        )
+        return SentenceTransformer(modules=[*self.encoder.model.children(), module.eval()])
+
+    def save_pretrained(self, folder: Path | str) -> Path:
+        """Write the model as a sentence-transformers folder: encoder and head, safetensors, no pickle.
+
+        ``SentenceTransformer(folder, trust_remote_code=True)`` opens it where the workbench is installed, and
+        :meth:`from_pretrained` opens it without that flag.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        with clear_disk_errors(folder):
+            self.sentence_transformer().save_pretrained(str(folder), create_model_card=False)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, device: str = "cpu") -> "HyperCL":
+        """Open a folder that :meth:`save_pretrained` wrote.
+
+        Only classes of sentence-transformers' own text pipeline and the workbench's head are built, and only
+        safetensors are read.
+
+        Raises:
+            RunError: not such a folder, another class in it, or weights that are damaged, NaN or a pickle.
+        """
+        folder = Path(folder)
+        try:
+            listed = json.loads((folder / "modules.json").read_text("utf-8"))
+            kinds = [str(module["type"]) for module in listed]
+            place = folder / listed[-1]["path"]
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as problem:
+            raise RunError(
+                f"{folder} is not a saved model ({problem}); give a folder written by save_pretrained"
+            ) from problem
+        foreign = [kind for kind in kinds[:-1] if kind not in _MODULES]
+        if foreign or kinds[-1] != _HEAD:
+            raise RunError(
+                f"{folder}/modules.json names {(*foreign, kinds[-1])[0]}, which is no class of a Hyper-CL "
+                "model; it is not imported. Give a folder written by save_pretrained"
+            )
+        if not place.resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{folder}/modules.json points outside its folder: {listed[-1]['path']}")
+        try:
+            about = json.loads((place / "head.json").read_text("utf-8"))
+            head, unit = _head_of(about, place / "model.safetensors", prefix="head."), _unit_of(about)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as problem:
+            reason = " ".join(str(problem).split())[:300]
+            raise RunError(f"{place} holds no usable head: {reason}. Save the model again") from problem
+        encoder = TextEncoder.of_folder(folder, listed[:-1], device, unit)
+        return cls(head.to(device), encoder, unit=unit)
+
+    # --- conditions -----------------------------------------------------------------------------------------
+
+    def _scaled(self, embedded: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        return standardise(embedded) if self.unit else embedded
+
+    def condition_features(self, conditions: list[Condition]) -> Float[Tensor, "U C"]:
+        """Return what the generator reads of each condition; weighted ones are summed.
+
+        Generated coefficients are affine in this vector, so weights that sum to 1 interpolate the
+        coefficients themselves.
+
+        Raises:
+            DataError: a condition is empty, or a weight is not a finite number.
+        """
+        rows = []
+        for condition in conditions:
+            parts = {condition: 1.0} if isinstance(condition, str) else dict(condition)
+            if not parts or not all(abs(float(weight)) < float("inf") for weight in parts.values()):
+                raise DataError(f"a weighted condition needs texts with finite weights, got {parts}")
+            texts = [normalise_condition(text) for text in parts]
+            weights = torch.tensor([float(weight) for weight in parts.values()])
+            rows.append(weights @ self._scaled(self.store.embed(texts)))
+        return torch.stack(rows)
 
     @torch.inference_mode()
-    def weights(self, conditions: list[str]) -> GeneratedWeights:
+    def weights(self, conditions: list[Condition]) -> GeneratedWeights:
         """Generate the weights of conditions, each once, in their order.
 
         Raises:
@@ -76,16 +190,17 @@ class HyperCL:
         if self.head.generator is None:
             settings = self.head.settings
             raise DataError(f"model {settings.name} generates no weights; it is a {settings.kind} head")
-        texts = [normalise_condition(condition) for condition in conditions]
-        return self.head.generator(standardise(self.store.embed(texts)))
+        return self.head.generator(self.condition_features(conditions))
+
+    # --- texts under conditions -----------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def encode(self, texts: list[str], condition: str, strength: float = 1.0) -> Float[Tensor, "N D"]:
+    def encode(self, texts: list[str], condition: Condition, strength: float = 1.0) -> Float[Tensor, "N D"]:
         """Embed texts under one condition.
 
         Args:
             texts: at least one.
-            condition: what to look at.
+            condition: what to look at; several with weights interpolate, a negative weight subtracts.
             strength: 0 gives the plain encoder, 1 the trained model, in between a blend of the two unit
                 vectors; up to 2 it goes on beyond the model.
 
@@ -95,6 +210,28 @@ class HyperCL:
         Raises:
             DataError: no texts, an unusable text or condition, or a strength outside 0..2.
         """
+        return self._encode(texts, [condition], [0] * len(texts), strength)
+
+    def encode_conditioned(
+        self, texts: list[str], conditions: list[Condition], strength: float = 1.0
+    ) -> Float[Tensor, "N D"]:
+        """Embed each text under its own condition; every distinct condition's weights are generated once.
+
+        Raises:
+            DataError: as :meth:`encode`, or as many conditions as texts were not given.
+        """
+        if len(texts) != len(conditions):
+            raise DataError(f"{len(texts)} texts need as many conditions, got {len(conditions)}")
+        keys = [item if isinstance(item, str) else tuple(sorted(item.items())) for item in conditions]
+        unique = dict(zip(keys, conditions, strict=True))
+        place = {key: row for row, key in enumerate(unique)}
+        return self._encode(texts, list(unique.values()), [place[key] for key in keys], strength)
+
+    @torch.inference_mode()
+    def _encode(
+        self, texts: list[str], conditions: list[Condition], which: list[int], strength: float
+    ) -> Float[Tensor, "N D"]:
+        """Embed text n under condition ``which[n]``."""
         if not texts:
             raise DataError("no texts to encode; give at least one")
         if not 0 <= strength <= 2:
@@ -104,20 +241,50 @@ class HyperCL:
         clean = [normalise_text(text, f"text {row}") for row, text in enumerate(texts)]
         plain = self.store.embed(clean)
         if strength == 0:
-            return plain
-        features = standardise(self.store.embed([normalise_condition(condition)]))
-        rows = Rows.of(torch.arange(len(clean)))
-        tokens = mask = None
-        if self.store.tokens:
-            tokens, mask = self.store.token_states(clean).padded(rows.unique)
-            tokens = token_scale(tokens)
-        one = Rows.of(torch.zeros(len(clean), dtype=torch.long))
-        batch = Batch(standardise(plain)[rows.unique], tokens, mask, rows, features, one)
-        conditioned = functional.normalize(self.head(batch), dim=-1)
-        return functional.normalize((1 - strength) * plain + strength * conditioned, dim=-1)
+            return functional.normalize(plain, dim=-1)
+        features, parts = self.condition_features(conditions), []
+        for start in range(0, len(clean), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            rows = Rows.of(torch.arange(len(clean[some])))
+            tokens = mask = None
+            if self.store.tokens:
+                tokens, mask = self.store.token_states(clean[some]).padded(rows.unique)
+                tokens = token_scale(tokens)
+            asked = Rows.of(torch.tensor(which[some]))
+            sentences = self._scaled(plain[some])[rows.unique]
+            batch = Batch(sentences, tokens, mask, rows, features[asked.unique], asked)
+            parts.append(functional.normalize(self.head(batch), dim=-1))
+        unit = functional.normalize(plain, dim=-1)
+        return functional.normalize((1 - strength) * unit + strength * torch.cat(parts), dim=-1)
 
     def similarity(
-        self, first: list[str], second: list[str], condition: str, strength: float = 1.0
+        self, first: list[str], second: list[str], condition: Condition, strength: float = 1.0
     ) -> Float[Tensor, "N M"]:
         """Cosine of every first text with every second one under a condition; -1 to 1."""
         return self.encode(first, condition, strength) @ self.encode(second, condition, strength).T
+
+
+def _head_of(about: dict[str, Any], path: Path, prefix: str = "") -> ConditionedHead:
+    """Build a head as its card describes it and fill in its weights.
+
+    Raises:
+        ValueError: the weights hold NaN, or belong to another head.
+    """
+    tensors = load_file(path)
+    head = ConditionedHead(ModelSettings(**about["settings"]), about["width"], about["condition_width"])
+    head.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError("the weights hold NaN or infinity")
+    return head.eval()
+
+
+def _unit_of(about: dict[str, Any]) -> bool:
+    """Return whether a head expects unit variance; heads kept before there was a choice do.
+
+    Raises:
+        ValueError: it is neither true nor false.
+    """
+    unit = about.get("unit", True)
+    if not isinstance(unit, bool):
+        raise ValueError(f"unit must be true or false, got {unit!r}")
+    return unit

@@ -27,7 +27,7 @@ import workbench
 from workbench.config import Recipe
 from workbench.errors import RunError
 from workbench.files import canonical_json, check_writable, clear_disk_errors, digest, sha256_of, write_atomic
-from workbench.papers import load_recipe
+from workbench.papers import load_recipe, paper_of
 
 MARKER = "done.json"
 _log = logging.getLogger(__name__)
@@ -83,19 +83,26 @@ class Run:
         """Names of the models whose trained weights the run kept."""
         return sorted(path.parent.name for path in self.folder.glob("models/*/head.json"))
 
-    def model(self, name: str) -> "HyperCL":  # noqa: F821
-        """Load a trained model with its encoder.
+    def model(self, name: str) -> "HyperCL | LinkPredictor":  # noqa: F821
+        """Load a trained model with its encoder; for a graph recipe, with its graph.
 
         Raises:
             RunError: the run kept no weights of that name.
+            ManifestError: the prepared graph is not on this machine.
         """
-        from workbench.model import HyperCL
-
         if name not in self.models():
             raise RunError(
                 f"run {self.folder.name} kept no model {name!r}; it has: {', '.join(self.models())}"
             )
-        return HyperCL.load(self.folder / "models" / name)
+        folder = self.folder / "models" / name
+        if self.recipe["paper"] == "hyper_cl_kg":
+            from workbench.datasets.graphs import GraphData, load_graph
+            from workbench.link_prediction import LinkPredictor
+
+            return LinkPredictor.load(folder, load_graph(GraphData(**self.recipe["data"])))
+        from workbench.model import HyperCL
+
+        return HyperCL.load(folder)
 
     def _json(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text("utf-8"))
@@ -151,17 +158,15 @@ def run_recipe(
     Raises:
         WorkbenchError: anything a person can mend, said in one message.
     """
-    from workbench.datasets.pairs import load_pairs
     from workbench.encoders import TextEncoder
 
     recipe = load_recipe(name, changes)
     _check_device(device)
-    tables = load_pairs(recipe.data)
+    data = paper_of(recipe.paper).load_data(recipe)
     check_writable(runs_folder(Path(out)))
     encoder = TextEncoder(recipe.encoder, device)
-    data_hash = digest(*(f"{split} {table.write_json()}" for split, table in sorted(tables.items())))
     identity = digest(
-        recipe.hash, data_hash, encoder.fingerprint, workbench.__version__, device.split(":")[0]
+        recipe.hash, data.sha256, encoder.fingerprint, workbench.__version__, device.split(":")[0]
     )
     final = runs_folder(Path(out)) / f"{recipe.name}-{identity[:10]}"
     private = final.with_name(f".{final.name}.partial")
@@ -171,9 +176,9 @@ def run_recipe(
                 return Run.open(final)
             if fresh:
                 shutil.rmtree(private, ignore_errors=True)
-            about = {"data_sha256": data_hash, "encoder_sha256": encoder.fingerprint, "identity": identity}
+            about = {"data_sha256": data.sha256, "encoder_sha256": encoder.fingerprint, "identity": identity}
             with clear_disk_errors(private):
-                _compute(recipe, tables, encoder, private, device, about)
+                _compute(recipe, data, encoder, private, device, about)
                 _publish(private, final)
     except Timeout:
         raise RunError(
@@ -195,7 +200,7 @@ def _check_device(device: str) -> None:
 
 def _compute(
     recipe: Recipe,
-    tables: dict[str, pl.DataFrame],
+    data: Any,
     encoder: Any,
     private: Path,
     device: str,
@@ -203,15 +208,13 @@ def _compute(
 ) -> None:
     """Do the work in the private folder and write every file of the run."""
     from workbench.manifests import cache_folder
-    from workbench.papers.hyper_cl_comparison import compare
     from workbench.store import EmbeddingStore
 
     private.mkdir(parents=True, exist_ok=True)
     began, clock = datetime.now(UTC), time.perf_counter()
-    store = EmbeddingStore(
-        encoder, cache_folder(), tokens=any(m.pooling != "sentence" for m in recipe.models)
-    )
-    found = compare(recipe, tables, store, private, device)
+    paper = paper_of(recipe.paper)
+    store = EmbeddingStore(encoder, cache_folder(), tokens=paper.needs_tokens(recipe))
+    found = paper.compare(recipe, data.content, store, private, device)
     for name, frame in (("metrics", found.metrics), ("scores", found.scores)):
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
@@ -221,18 +224,10 @@ def _compute(
     if recipe.data.path:
         settings["data"]["path"] = Path(recipe.data.path).name  # where it lay is nobody else's business
     write_atomic(private / "recipe.json", json.dumps(settings, indent=1, ensure_ascii=False))
-    counts = {
-        split: {
-            "rows": table.height,
-            "pairs": table["pair"].n_unique(),
-            "conditions": table["condition"].n_unique(),
-        }
-        for split, table in tables.items()
-    }
     seconds = round(time.perf_counter() - clock, 1)
     write_atomic(
         private / "provenance.json",
-        json.dumps({**_provenance(recipe, device, began, seconds), **about, "data": counts}, indent=1),
+        json.dumps({**_provenance(recipe, device, began, seconds), **about, "data": data.counts}, indent=1),
     )
 
 

@@ -9,8 +9,25 @@ from typing import Any
 
 import polars as pl
 
-from workbench.evaluation.similarity import METRICS
 from workbench.runs import Run
+
+SHOWN = (
+    "spearman",
+    "spearman_relabelled",
+    "pearson",
+    "auc",
+    "pair_order",
+    "mrr",
+    "hits_at_1",
+    "hits_at_3",
+    "hits_at_10",
+    "mr",
+)
+TIMED = ("hit_rate", "cache_mib", "cache_mib_768", "cache_mib_1024", "seconds_batch_1", "seconds_batch_128")
+FLOORS = {  # kind of the model that sees one side only -> what it never sees
+    "condition_only": "the sentences",
+    "frequency": "the head",
+}
 
 
 @dataclass(frozen=True)
@@ -36,15 +53,16 @@ class Table:
 
 
 def main_metric(run: Run) -> str:
-    """Return the metric a run is ranked by: the one published for its data, else AUC, else pair order."""
+    """Return the metric a run is ranked by: the one published for its data, else the first that it has."""
     known = set(run.metrics.filter(split=last_split(run.metrics), group="all")["metric"])
     published = [item["metric"] for item in run.recipe["published"]]
-    return next(name for name in (*published, "auc", "pair_order", "spearman") if name in known & {*METRICS})
+    order = (*published, "auc", "pair_order", "spearman", "mrr", "hit_rate")
+    return next(name for name in order if name in known & {*SHOWN, *TIMED})
 
 
 def last_split(metrics: pl.DataFrame) -> str:
-    """Return "test", or "valid" where the test labels are withheld."""
-    return "test" if "test" in metrics["split"].unique() else "valid"
+    """Return "test", or "valid" where the test labels are withheld; "all" if splits play no part."""
+    return next(split for split in ("test", "valid", "all") if split in metrics["split"].unique())
 
 
 def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.DataFrame:
@@ -66,7 +84,7 @@ def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.Da
             continue
         seeds = own.filter(pl.col("seed").is_not_null())
         row: dict[str, Any] = {"model": model["name"], "seeds": seeds["seed"].n_unique() or None}
-        for name in ("spearman", "pearson", "auc", "pair_order"):
+        for name in (*SHOWN, *TIMED):
             if name in means:
                 row[name] = means[name]["value"]
         values = seeds.filter(metric=main)["value"].to_list()
@@ -98,7 +116,7 @@ def score_table(run: Run, group: str = "all") -> Table:
     frame, main = model_table(run, group), main_metric(run)
     if frame.is_empty():
         return Table(["model"], [])
-    scores = [name for name in ("spearman", "pearson", "auc", "pair_order") if name in frame.columns]
+    scores = [name for name in (*SHOWN, *TIMED) if name in frame.columns]
     columns = [
         "model",
         *scores,
@@ -108,9 +126,7 @@ def score_table(run: Run, group: str = "all") -> Table:
         "minus matched model",
     ]
     rows = []
-    for row in frame.sort(
-        main if main in scores else "spearman", descending=True, nulls_last=True
-    ).to_dicts():
+    for row in frame.sort(main if main in scores else scores[0], descending=True, nulls_last=True).to_dicts():
         difference = _difference(row["difference"], row["difference_low"], row["difference_high"])
         matched = _difference(row["matched_value"], row["matched_low"], row["matched_high"])
         matched += f" {row['matched']}" if row["matched"] else ""
@@ -182,11 +198,12 @@ def findings(run: Run) -> list[str]:
         f"Best of {frame.height} models by {main}: {best['model']} with {best[main]:.3f} "
         f"({best['low']:.3f} to {best['high']:.3f})."
     ]
-    plain = [
-        row for row in frame.to_dicts()
-        if kinds[row["model"]]["kind"] == "hyper" and kinds[row["model"]]["pooling"] == "sentence"
-        and row["difference"] is not None
-    ]  # fmt: skip
+    of_paper = {
+        name
+        for name, settings in kinds.items()
+        if settings["kind"] == "hyper" and settings.get("pooling", "sentence") == "sentence"
+    }
+    plain = [row for row in frame.to_dicts() if row["model"] in of_paper and row["difference"] is not None]
     if plain and reference in kinds:
         top = max(plain, key=lambda row: row[main])
         low, high = top["difference_low"], top["difference_high"]
@@ -201,11 +218,13 @@ def findings(run: Run) -> list[str]:
         for row in frame.to_dicts()
         if row["matched_value"] is not None
     ]
-    floor = next((row for row in frame.to_dicts() if kinds[row["model"]]["kind"] == "condition_only"), None)
-    if any(settings["kind"] == "condition_only" for settings in kinds.values()):
-        alike = floor is None or floor[main] is None
-        value = "undefined (it scores all rows alike)" if alike else f"{floor[main]:.3f}"
-        lines.append(f"The condition-only floor, which never sees the sentences, has {main} {value}.")
+    for name, settings in kinds.items():
+        if settings["kind"] in FLOORS:
+            floor = next((row[main] for row in frame.to_dicts() if row["model"] == name), None)
+            value = "undefined (it scores all rows alike)" if floor is None else f"{floor:.3f}"
+            lines.append(
+                f"The floor {name}, which never sees {FLOORS[settings['kind']]}, has {main} {value}."
+            )
     missed = [row[0] for row in bar_table(run).rows if row[-1] != "met"]
     lines.append(f"Bars missed: {', '.join(missed)}." if missed else "No bar of this recipe is missed.")
     return lines
@@ -229,7 +248,31 @@ def card_table(run: Run) -> Table:
         )
         even = str(cost["break_even_conditions"]) if cost else "-"
         rows.append(
-            [card["model"], f"{card['parameters']:,}", f"{card['seconds']:.1f}", *generator, even, *alive]
+            [
+                card["model"],
+                f"{card['parameters']:,}",
+                f"{card['seconds']:.1f}",
+                card.get("peak_device_mib") or card["peak_process_mib"],
+                *generator,
+                even,
+                *alive,
+            ]
         )
-    columns = ["model", "trained parameters", "seconds", "of the generator", "generated per condition"]
+    columns = ["model", "trained parameters", "seconds", "peak MiB", "of the generator"]
+    columns.append("generated per condition")
     return Table([*columns, "break-even conditions", "effective rank", "generator"], rows)
+
+
+def robustness_table(found: pl.DataFrame) -> Table:
+    """Print what :func:`workbench.robustness.robustness` measured."""
+    rows = [
+        [
+            row["variant"],
+            row["example"],
+            *(_number(row[name]) for name in ("moved", "rank_kept", "pair_order")),
+            row["verdict"],
+        ]
+        for row in found.to_dicts()
+    ]
+    columns = ["condition", "example", "mean change of the cosine", "rank correlation kept", "pair order"]
+    return Table([*columns, "verdict"], rows)

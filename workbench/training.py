@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ def fit(
     *,
     seed: int,
     checkpoint_seconds: float = 30.0,
+    rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, int | float]]:
     """Train a module, going on from the checkpoint in ``folder`` if there is one.
 
@@ -102,6 +103,7 @@ def fit(
         folder: private to this training; holds its checkpoint.
         seed: of the order; seed the module before building it.
         checkpoint_seconds: least time between two checkpoints; more if writing one takes long. 0: every step.
+        rates: a learning rate of their own for parameters whose name starts so, for example "encoder.".
 
     Returns:
         One entry per epoch: epoch, loss (mean over its steps), seconds.
@@ -111,10 +113,7 @@ def fit(
     """
     steps_per_epoch = math.ceil(count / settings.batch_size)
     total = steps_per_epoch * settings.epochs
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    optimiser = _optimiser(module, settings, rates or {})
     state = _Checkpoint(folder, module, optimiser)
     step, history, running = state.restore()
     saved, pause = time.monotonic(), checkpoint_seconds
@@ -125,7 +124,7 @@ def fit(
             items = epoch_order(count, seed, epoch)[
                 place * settings.batch_size : (place + 1) * settings.batch_size
             ]
-            running += _step(module, loss(items), optimiser, parameters, settings, step, total)
+            running += _step(module, loss(items), optimiser, settings, step, total)
             step += 1
             bar.update()
             if step % steps_per_epoch == 0:
@@ -141,11 +140,21 @@ def fit(
     return history
 
 
+def _optimiser(module: nn.Module, settings: Training, rates: Mapping[str, float]) -> torch.optim.Optimizer:
+    """Group parameters by their learning rate; "peak" is what warm-up climbs to."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            own = [rate for start, rate in rates.items() if name.startswith(start)]
+            groups.setdefault(own[0] if own else settings.learning_rate, []).append(parameter)
+    members = [{"params": params, "lr": rate, "peak": rate} for rate, params in groups.items()]
+    return torch.optim.AdamW(members, weight_decay=settings.weight_decay, fused=True)
+
+
 def _step(
     module: nn.Module,
     value: Tensor,
     optimiser: torch.optim.Optimizer,
-    parameters: Sequence[nn.Parameter],
     settings: Training,
     step: int,
     total: int,
@@ -159,11 +168,13 @@ def _step(
     optimiser.zero_grad(set_to_none=True)
     value.backward()
     if settings.clip is not None:
-        nn.utils.clip_grad_norm_(parameters, settings.clip)
+        nn.utils.clip_grad_norm_(
+            [p for group in optimiser.param_groups for p in group["params"]], settings.clip
+        )
     warm = settings.warmup * total
     factor = (step + 1) / warm if step + 1 <= warm else (total - step) / max(total - warm, 1)
     for group in optimiser.param_groups:
-        group["lr"] = settings.learning_rate * factor
+        group["lr"] = group["peak"] * factor
     optimiser.step()
     return float(value.detach())
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
@@ -19,14 +20,19 @@ def run_bench(name: str, out: Path | None, device: str = "cpu") -> str:
     if name not in BENCHES:
         raise WorkbenchError(f"no benchmark named {name[:80]!r}; there are: {', '.join(BENCHES)}")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter, read when torch is imported
-    from workbench.bench.hyper_cl import rows as measure
+    import torch
 
-    rows = measure(device)
+    from workbench.bench import hyper_cl, hyper_cl_evaluation, ranking
+
+    rows = [*hyper_cl.rows(device), *hyper_cl_evaluation.rows(device), *ranking.rows(device)]
     if out is not None:
         write_atomic(out / f"{name}.json", json.dumps(rows, indent=1))
-    head = f"{'':44}{'ours s':>11}{'reference s':>13}{'ratio':>8}{'ours MiB':>10}{'reference MiB':>15}"
+    machine = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}"
+    if device.startswith("cuda"):
+        machine = torch.cuda.get_device_name()
+    head = f"{machine:72}{'ours s':>10}{'reference s':>13}{'ratio':>8}{'ours MiB':>10}{'reference MiB':>15}"
     lines = [
-        f"{row['name']:44}{row['ours_s']:11.5f}{row['reference_s']:13.5f}{row['ratio']:8.1f}"
+        f"{row['name']:72}{row['ours_s']:10.4f}{row['reference_s']:13.4f}{row['ratio']:8.2f}"
         f"{row['ours_mib']:10.1f}{row['reference_mib']:15.1f}"
         for row in rows
     ]

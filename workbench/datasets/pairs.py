@@ -53,7 +53,8 @@ def load_pairs(data: PairData) -> dict[str, pl.DataFrame]:
     Returns:
         For train, valid and, if it has labels, test: a table in an order that says nothing about labels, with
         sentence1, sentence2, condition (normalised), label (brought to 0..1), pair (an integer shared by the
-        rows of one pair), condition_kind ("seen", "unseen", or as the set says) and the set's other columns.
+        rows of one pair), condition_kind ("seen", "unseen", or as the set says) and the set's other columns;
+        relabel, if the folder holds second labels of the validation rows.
 
     Raises:
         DataError: the user's files cannot be used; the message names file, column and row.
@@ -106,18 +107,11 @@ def _read_files(path: Path, label_range: tuple[float, float]) -> dict[str, pl.Da
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
-        found = {split: _split_file(path, stems) for split, stems in _STEMS.items()}
-        missing = [split for split in ("train", "valid") if found[split] is None]
-        if missing:
-            names = sorted(file.name for file in path.iterdir())[:10]
-            raise DataError(
-                f"{path} needs a .csv or .parquet file for train and one for validation (names "
-                f"ending in train, valid, validation, dev or test); missing: "
-                f"{', '.join(missing)}; it holds: {names}"
-            )
-        tables = {split: read_table(file) for split, file in found.items() if file}
+        files = split_files(path)
+        tables = {split: read_table(file) for split, file in files.items()}
+        tables["valid"] = _relabelled(tables["valid"], path)
         if "test" in tables and _labels_hidden(tables["test"], label_range):
-            _log.warning("%s: its labels are withheld (all -1), nothing is measured on it", found["test"])
+            _log.warning("%s: its labels are withheld (all -1), nothing is measured on it", files["test"])
             del tables["test"]
         return tables
     # Checked before it is divided, so that a message names the row of the file.
@@ -135,6 +129,49 @@ def _read_files(path: Path, label_range: tuple[float, float]) -> dict[str, pl.Da
     tenth = (pl.col("_key").rank("dense") - 1) * 10 // pairs
     parts = {"train": tenth < 7, "valid": tenth == 7, "test": tenth > 7}
     return {split: table.filter(chosen).drop("_key") for split, chosen in parts.items()}
+
+
+def _relabelled(valid: pl.DataFrame, folder: Path) -> pl.DataFrame:
+    """Add second labels of the validation rows, if the folder holds some: a file named *reannotated*.tsv.
+
+    The form is that of L-CSTS (Tu et al., ACL 2024): the columns uid, counted from 0 in row order, and
+    reannotated-label, -1 where a row was found invalid.
+
+    Raises:
+        DataError: other columns, or not one label per row.
+    """
+    found = sorted(folder.glob("*reannotated*.tsv"))
+    if not found:
+        return valid
+    table = pl.read_csv(found[0], separator="\t", eol_char="\n")
+    columns = [name.strip() for name in table.columns]
+    if columns != ["uid", "reannotated-label"] or table.height != valid.height:
+        raise DataError(
+            f"{found[0]}: expected the columns uid and reannotated-label and {valid.height} rows, one per "
+            f"validation row; found {columns} and {table.height} rows"
+        )
+    label = table.to_series(1).cast(pl.String).str.strip_chars().cast(pl.Float64)
+    return valid.with_columns(relabel=label.replace(-1, None))
+
+
+def split_files(folder: Path) -> dict[str, Path]:
+    """Find the files of a folder's splits: train and valid, and test if there is one.
+
+    Raises:
+        DataError: no such folder, a split is missing, or two files claim one.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give one with --data")
+    found = {split: _split_file(folder, stems) for split, stems in _STEMS.items()}
+    missing = [split for split in ("train", "valid") if found[split] is None]
+    if missing:
+        names = sorted(file.name for file in folder.iterdir())[:10]
+        raise DataError(
+            f"{folder} needs a .csv or .parquet file for train and one for validation (names "
+            f"ending in train, valid, validation, dev or test); missing: "
+            f"{', '.join(missing)}; it holds: {names}"
+        )
+    return {split: file for split, file in found.items() if file}
 
 
 def _split_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
@@ -208,7 +245,8 @@ def _prepared(table: pl.DataFrame, source: str, label_range: tuple[float, float]
             f"{source}: {table.height} rows with {table['label'].n_unique()} distinct labels; at least two "
             "rows with different labels are needed in every split. Add rows"
         )
-    table = table.with_columns(label=(pl.col("label") - low) / (high - low))
+    scaled = [name for name in ("label", "relabel") if name in table.columns]
+    table = table.with_columns((pl.col(name) - low) / (high - low) for name in scaled)
     key = pl.struct("sentence1", "sentence2").map_elements(
         lambda pair: digest(*pair.values()), return_dtype=pl.String
     )

@@ -139,6 +139,7 @@ def pool_tokens(
     tokens: Float[Tensor, "U L D"],
     mask: Bool[Tensor, "U L"],
     by_sentence: Rows,
+    heads: int = 1,
 ) -> Float[Tensor, "N D"]:
     """Pool each row's sentence with its query: softmax(tokens . query / sqrt(D)) weighs the tokens.
 
@@ -149,15 +150,22 @@ def pool_tokens(
         tokens: token states of the sentences ``by_sentence.unique``, in that order.
         mask: true on real tokens; every sentence has at least one.
         by_sentence: which sentence each row uses.
+        heads: slices of the width with a softmax of their own, as in multi-head attention; a divisor of D.
 
     Returns:
-        One pooled vector per row, in the convex hull of its sentence's tokens.
+        One pooled vector per row; each slice lies in the convex hull of its sentence's tokens.
     """
-    scale = 1 / math.sqrt(tokens.shape[-1])
+    width = tokens.shape[-1]
+    if width % heads:
+        raise ValueError(f"{heads} pooling heads do not divide the width {width}")
+    scale = math.sqrt(heads / width)
 
     def block(span: slice, part: Tensor) -> Tensor:
-        scores = torch.bmm(part, tokens[span].mT) * scale
-        scores = scores.masked_fill(~mask[span][:, None], float("-inf"))
-        return torch.bmm(scores.softmax(-1), tokens[span])
+        parts = []
+        for own, states in zip(part.chunk(heads, -1), tokens[span].chunk(heads, -1), strict=True):
+            scores = torch.bmm(own, states.mT) * scale
+            scores = scores.masked_fill(~mask[span][:, None], float("-inf"))
+            parts.append(torch.bmm(scores.softmax(-1), states))
+        return torch.cat(parts, -1) if heads > 1 else parts[0]
 
     return by_sentence.apply(queries, block)

@@ -1,12 +1,24 @@
-"""One file per paper; a recipe names its paper, and the paper brings the recipe's model."""
+"""One file per paper; a recipe names its paper, and the paper brings its settings and its comparison."""
 
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from workbench.config import Recipe, read_recipe, validated
 from workbench.errors import RecipeError
 
-PAPERS = ("hyper_cl",)
+# Each comparison module has RECIPE, load_data, needs_tokens and compare.
+PAPERS = {
+    "hyper_cl": "workbench.papers.hyper_cl_comparison",
+    "hyper_cl_kg": "workbench.papers.hyper_cl_kg_comparison",
+    "hyper_cl_timing": "workbench.papers.hyper_cl_timing",
+}
+
+
+def paper_of(name: str) -> ModuleType:
+    """Return the module that runs a paper's recipes."""
+    return import_module(PAPERS[name])
 
 
 def load_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
@@ -22,8 +34,6 @@ def load_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
     content = {**read_recipe(name), **(changes or {})}
     if content.get("paper") not in PAPERS:
         raise RecipeError(
-            f"recipe {Path(name).stem}: key 'paper' is {content.get('paper')!r}; allowed: {PAPERS}"
+            f"recipe {Path(name).stem}: key 'paper' is {content.get('paper')!r}; allowed: {(*PAPERS,)}"
         )
-    from workbench.papers.hyper_cl import HyperCLRecipe
-
-    return validated(HyperCLRecipe, content, f"recipe {content['name']}", RecipeError)
+    return validated(paper_of(content["paper"]).RECIPE, content, f"recipe {content['name']}", RecipeError)

@@ -32,19 +32,18 @@ Shape letters: N rows, S unique sentences, U unique conditions, D width, K rank,
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol, runtime_checkable
 
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workbench.config import Recipe, Settings
-from workbench.datasets.pairs import PairData, unique_texts
-from workbench.encoders import PACKAGED, TokenStates
+from workbench.datasets.pairs import unique_texts
+from workbench.encoders import TokenStates
 from workbench.hypernetworks import (
     GeneratedWeights,
     LinearGenerator,
@@ -56,78 +55,10 @@ from workbench.hypernetworks import (
 )
 from workbench.hypernetworks.generators import standardise, token_scale
 from workbench.objectives import pair_contrastive, same_condition_contrastive, similarity_mse
+from workbench.papers.hyper_cl_settings import JOINT, ModelSettings
 from workbench.store import EmbeddingStore
-from workbench.training import Training
 
 CITATION = "Yoo, Cha, Kim and Kim (2024), Hyper-CL, ACL 2024, arXiv 2403.09490"
-UNTRAINED = ("cosine", "prompt", "condition_only")
-
-
-class ModelSettings(Settings):
-    """One row of the table: which head, and how it is trained."""
-
-    name: str = Field(pattern="^[a-z][a-z0-9_]*$")
-    kind: Literal["cosine", "prompt", "condition_only", "shared", "concat", "hadamard", "hyper"]
-    rank: int | None = Field(
-        default=None, gt=0, description="K of equation (2); null for the full matrix (1)"
-    )
-    identity: bool = Field(default=False, description="equation (7)")
-    start: Literal["scaled", "paper"] = "scaled"
-    condition: Literal["text", "one_hot"] = Field(
-        default="text", description="one_hot: a learned row per condition"
-    )
-    pooling: Literal["sentence", "learned", "condition"] = Field(
-        default="sentence", description="equation (6)"
-    )
-    bottleneck: int | None = Field(default=None, gt=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    contrastive: float = Field(default=1.0, ge=0, description="weight of the second term of (5)")
-    temperature: float = Field(default=1.5, gt=0)
-    ties: Literal["keep", "drop"] = Field(
-        default="drop", description="keep: push pairs of equal label apart too"
-    )
-    same_condition: float = Field(
-        default=0.0, ge=0, description="weight of in-batch negatives of one condition"
-    )
-    learning_rate: float | None = Field(default=None, gt=0, description="instead of the recipe's")
-    against: str | None = Field(
-        default=None, description="the matched baseline, beside the recipe's reference"
-    )
-    keep_weights: bool = Field(default=True, description="keep the trained head of the first seed in the run")
-
-    @model_validator(mode="after")
-    def _only_hyper_generates_a_matrix(self) -> "ModelSettings":
-        if self.kind != "hyper" and (self.rank is not None or self.identity):
-            raise ValueError(f"model {self.name}: rank and identity go with kind: hyper, not {self.kind}")
-        if self.kind in UNTRAINED and self.pooling != "sentence":
-            raise ValueError(
-                f"model {self.name}: kind {self.kind} is not trained and has no pooling to learn"
-            )
-        return self
-
-
-class HyperCLRecipe(Recipe):
-    """Settings of one comparison on one data set."""
-
-    paper: Literal["hyper_cl"]
-    data: PairData
-    encoder: str = Field(default=PACKAGED, min_length=1)
-    training: Training
-    models: tuple[ModelSettings, ...] = Field(min_length=1)
-    reference: str = Field(default="hadamard", description="the model that differences are taken to")
-    group_by: tuple[str, ...] = Field(default=("condition_kind",), description="columns to report apart")
-    resamples: int = Field(default=1000, ge=100)
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> "HyperCLRecipe":
-        names = [model.name for model in self.models]
-        if len(set(names)) < len(names):
-            raise ValueError(f"models: every name once, got {names}")
-        for asked in (self.reference, *(model.against for model in self.models if model.against)):
-            if asked not in names:
-                raise ValueError(f"reference or against: {asked!r} is not one of the models {names}")
-        return self
-
 
 # --- the head: equations (1) to (4), (6) and (7) ------------------------------------------------------------
 
@@ -156,7 +87,7 @@ class ConditionedHead(nn.Module):
             condition_width: C; D for texts, the number of trained conditions for one-hot ones.
         """
         super().__init__()
-        self.settings = settings
+        self.settings, self.width, self.condition_width = settings, width, condition_width
         slots = []
         if settings.pooling == "condition":
             # A small start: softmax is nearly flat, so the pool starts near the mean of the tokens.
@@ -180,10 +111,18 @@ class ConditionedHead(nn.Module):
         self.joint = nn.Linear(width + condition_width, width) if settings.kind == "concat" else None  # V
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, batch: Batch) -> Float[Tensor, "N D"]:
-        """Return one conditioned embedding per row, not normalised."""
-        weights = self.generator(batch.conditions) if self.generator is not None else None
+    def forward(self, batch: Batch, weights: GeneratedWeights | None = None) -> Float[Tensor, "N D"]:
+        """Return one conditioned embedding per row, not normalised.
+
+        Args:
+            batch: the rows.
+            weights: of the batch's conditions, if they were generated before.
+        """
+        if weights is None and self.generator is not None:
+            weights = self.generator(batch.conditions)
         sentences = self._pooled(batch, weights)
+        if self.settings.kind in JOINT:
+            return sentences  # the encoder has read the condition already
         if self.settings.kind == "hyper":
             return project(sentences, weights, batch.by_condition)  # (1), (2), (7)
         if self.shared is not None:
@@ -203,7 +142,8 @@ class ConditionedHead(nn.Module):
             queries = self.query.expand(len(batch.by_sentence), -1)
         else:
             queries = batch.by_condition.spread(weights.tensors["query"])
-        return pool_tokens(queries, batch.tokens, batch.mask, batch.by_sentence)
+        heads = self.settings.pooling_heads
+        return pool_tokens(queries, batch.tokens, batch.mask, batch.by_sentence, heads)
 
 
 # --- data as indices: every text is encoded once ------------------------------------------------------------
@@ -220,6 +160,45 @@ class Split:
     pair: Int[Tensor, " N"]
 
 
+Compared = tuple[Float[Tensor, " N"], Float[Tensor, "N D"], Float[Tensor, "N D"]]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where a head's inputs come from: tables of a frozen encoder, or an encoder in training."""
+
+    splits: dict[str, Split]
+
+    def compare(self, head: ConditionedHead, split: Split, rows: Int[Tensor, " N"]) -> Compared:
+        """Return each row's score and its two conditioned embeddings."""
+        ...
+
+
+def compare_sides(
+    head: ConditionedHead,
+    embed: Callable[[ModelSettings, Tensor, Tensor], Batch],
+    conditions: int,
+    split: Split,
+    rows: Int[Tensor, " N"],
+) -> Compared:
+    """Return each row's cosine and its two conditioned embeddings.
+
+    Args:
+        head: joins sentences and conditions.
+        embed: from the ids of sentences and conditions to a batch, each unique text embedded once.
+        conditions: how many there are; an id is taken modulo this number.
+        split: whose rows.
+        rows: which.
+    """
+    condition = split.condition[rows]
+    # An id of its own for the second side: the condition's dropout is then drawn anew, as published.
+    apart = head.training and head.settings.dropout_sides == "apart"
+    asked = torch.cat([condition, condition + apart * conditions])
+    sides = torch.cat([split.first[rows], split.second[rows]])
+    first, second = head(embed(head.settings, sides, asked)).chunk(2)
+    return functional.cosine_similarity(first, second), first, second
+
+
 @dataclass(frozen=True)
 class Encoded:
     """All splits of a data set, its unique texts embedded once."""
@@ -229,6 +208,7 @@ class Encoded:
     conditions: Float[Tensor, "U D"]
     one_hot: Float[Tensor, "U C"]
     splits: dict[str, Split]
+    texts: tuple[list[str], list[str]]  # sentences, conditions
 
     def condition_features(self, settings: ModelSettings) -> Float[Tensor, "U C"]:
         """Return what a model knows of a condition: its text's embedding, or only which one it is."""
@@ -243,8 +223,12 @@ class Encoded:
         if settings.pooling != "sentence":
             tokens, mask = self.tokens.padded(by_sentence.unique)
             tokens = token_scale(tokens)
-        features = self.condition_features(settings)[by_condition.unique]
+        features = self.condition_features(settings)[by_condition.unique % len(self.conditions)]
         return Batch(self.sentences[by_sentence.unique], tokens, mask, by_sentence, features, by_condition)
+
+    def compare(self, head: ConditionedHead, split: Split, rows: Int[Tensor, " N"]) -> Compared:
+        """Score rows of a split by the cosine of their sides under their condition."""
+        return compare_sides(head, self.batch, len(self.conditions), split, rows)
 
 
 def encode_splits(tables: dict[str, pl.DataFrame], store: EmbeddingStore, device: str) -> Encoded:
@@ -281,7 +265,7 @@ def encode_splits(tables: dict[str, pl.DataFrame], store: EmbeddingStore, device
         tokens = TokenStates(tokens.states.to(device), tokens.offsets.to(device))
     sentences = standardise(store.embed(texts)).to(device)
     embedded = standardise(store.embed(conditions)).to(device)
-    return Encoded(sentences, tokens, embedded, one_hot.to(device), splits)
+    return Encoded(sentences, tokens, embedded, one_hot.to(device), splits, (texts, conditions))
 
 
 # --- the objective: equation (5) ----------------------------------------------------------------------------
@@ -290,9 +274,20 @@ def encode_splits(tables: dict[str, pl.DataFrame], store: EmbeddingStore, device
 class PairLoss:
     """Loss of a batch of pairs; a pair brings all its rows, that is, all its conditions."""
 
-    def __init__(self, head: ConditionedHead, encoded: Encoded, split: str = "train") -> None:
-        """Find where each pair's rows start."""
-        self.head, self.encoded, self.split = head, encoded, encoded.splits[split]
+    def __init__(
+        self,
+        head: ConditionedHead,
+        source: Source,
+        split: str = "train",
+        teacher: Float[Tensor, " N"] | None = None,
+    ) -> None:
+        """Find where each pair's rows start; ``teacher`` has a target per row of the split."""
+        self.head, self.source, self.split = head, source, source.splits[split]
+        settings = head.settings
+        self.target = 0.5 + (1 - settings.smoothing) * (self.split.label - 0.5)
+        if teacher is not None:
+            share = settings.teacher_share
+            self.target = (1 - share) * self.target + share * teacher.to(self.target.device)
         counts = torch.bincount(self.split.pair)
         self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         if not torch.equal(self.split.pair, self.split.pair.sort().values):
@@ -313,10 +308,8 @@ class PairLoss:
         settings, split = self.head.settings, self.split
         rows = self._rows_of(pairs.to(split.label.device))
         condition, label = split.condition[rows], split.label[rows]
-        sides = torch.cat([split.first[rows], split.second[rows]])
-        first, second = self.head(self.encoded.batch(settings, sides, condition.repeat(2))).chunk(2)
-        similarity = functional.cosine_similarity(first, second)
-        loss = similarity_mse(similarity, label)
+        similarity, first, second = self.source.compare(self.head, split, rows)
+        loss = similarity_mse(similarity, self.target[rows])
         if settings.contrastive:
             high, low = self._comparisons(split.pair[rows], label, settings.ties)
             loss = loss + settings.contrastive * pair_contrastive(
@@ -348,7 +341,7 @@ class PairLoss:
 
 @torch.inference_mode()
 def head_scores(
-    head: ConditionedHead, encoded: Encoded, split: Split, chunk: int = 1024
+    head: ConditionedHead, source: Source, split: Split, chunk: int = 1024
 ) -> Float[Tensor, " N"]:
     """Score every row of a split by cosine, each condition's weights generated once per chunk of sorted rows.
 
@@ -357,7 +350,5 @@ def head_scores(
     order = torch.argsort(split.condition, stable=True)
     scores = torch.empty(len(order))
     for rows in order.split(chunk):
-        sides = torch.cat([split.first[rows], split.second[rows]])
-        first, second = head(encoded.batch(head.settings, sides, split.condition[rows].repeat(2))).chunk(2)
-        scores[rows.cpu()] = functional.cosine_similarity(first, second).cpu()
+        scores[rows.cpu()] = source.compare(head, split, rows)[0].float().cpu()
     return scores

@@ -1,8 +1,6 @@
 """Trains and measures every model of a Hyper-CL recipe; a killed run loses one model at most."""
 
 import json
-import resource
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,57 +10,59 @@ import polars as pl
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from workbench.evaluation.similarity import METRICS, Measured, measure
-from workbench.files import write_atomic
+from workbench.datasets.pairs import load_pairs
+from workbench.encoders import TextEncoder
+from workbench.evaluation.similarity import METRICS, measure
+from workbench.files import digest, write_atomic
 from workbench.hypernetworks import health_of
+from workbench.papers.comparison import (
+    METRIC_COLUMNS,
+    Clock,
+    Comparison,
+    Found,
+    Loaded,
+    finished_or,
+    metric_rows,
+)
 from workbench.papers.hyper_cl import (
-    UNTRAINED,
     ConditionedHead,
     Encoded,
-    HyperCLRecipe,
-    ModelSettings,
     PairLoss,
     encode_splits,
     head_scores,
 )
+from workbench.papers.hyper_cl_finetuning import TriEncoder, finetuned
+from workbench.papers.hyper_cl_settings import JOINT, UNTRAINED, HyperCLRecipe, ModelSettings
 from workbench.store import EmbeddingStore
 from workbench.training import Training, fit, seed_everything
 
+RECIPE = HyperCLRecipe
 SPLITS = ("valid", "test")
 _ORDER = {"seen": 0, "rephrased": 1, "unseen": 2}  # how new a condition is
-METRIC_COLUMNS = {
-    "paper": pl.String,
-    "recipe": pl.String,
-    "dataset": pl.String,
-    "split": pl.String,
-    "model": pl.String,
-    "group": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "count": pl.Int64,
-    "seed": pl.Int64,
-}
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What a recipe's run found.
+def needs_tokens(recipe: HyperCLRecipe) -> bool:
+    """Tell whether a model pools the token states of a frozen encoder."""
+    return recipe.finetuning is None and any(model.pooling != "sentence" for model in recipe.models)
 
-    Attributes:
-        metrics: long form; seed is null for the mean over seeds, and for models that have none.
-        scores: one row per model, seed, split and data row; no text.
-        cards: per trained model: settings, parameters, seconds, loss by epoch, health and cost.
-    """
 
-    metrics: pl.DataFrame
-    scores: pl.DataFrame
-    cards: list[dict[str, Any]]
+def load_data(recipe: HyperCLRecipe) -> Loaded:
+    """Read the recipe's pairs; see :func:`workbench.datasets.pairs.load_pairs`."""
+    tables = load_pairs(recipe.data)
+    counts = {
+        split: {
+            "rows": table.height,
+            "pairs": table["pair"].n_unique(),
+            "conditions": table["condition"].n_unique(),
+        }
+        for split, table in tables.items()
+    }
+    sha256 = digest(*(f"{split} {table.write_json()}" for split, table in sorted(tables.items())))
+    return Loaded(tables, sha256, counts)
 
 
 def compare(
@@ -91,7 +91,7 @@ def compare(
         for model in recipe.models
         for seed in ((None,) if model.kind in UNTRAINED else recipe.seeds)
     ]
-    found: list[tuple[str, int | None, dict[str, Tensor], dict[str, Any]]] = []
+    found: list[Found] = []
     bar = tqdm(jobs, desc=recipe.name, unit="model")
     for model, seed in bar:
         bar.set_postfix_str(model.name if seed is None else f"{model.name}, seed {seed}")
@@ -101,68 +101,95 @@ def compare(
                 for split in SPLITS
                 if split in tables
             }
-            card: dict[str, Any] = {
-                "model": model.name,
-                "seed": None,
-                "settings": model.model_dump(mode="json"),
-            }
+            card = {"model": model.name, "seed": None, "settings": model.model_dump(mode="json")}
         else:
-            scores, card = _trained(recipe, model, seed, encoded, workspace, device)
-        found.append((model.name, seed, scores, card))
+            job = _Job(recipe, model, seed, encoded, store.encoder, workspace)
+            scores, card = finished_or(job.folder, job.train)
+        found.append(Found(model.name, seed, scores, card))
     return Comparison(
-        metrics=_metrics(recipe, tables, [item[:3] for item in found]),
-        scores=_score_table(tables, [item[:3] for item in found]),
-        cards=[item[3] for item in found],
+        metrics=_metrics(recipe, tables, found),
+        scores=_score_table(tables, found),
+        cards=[item.card for item in found],
     )
 
 
-def _trained(
-    recipe: HyperCLRecipe, model: ModelSettings, seed: int, encoded: Encoded, workspace: Path, device: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Train one model under one seed and score it, or read what an earlier process finished."""
-    folder = workspace / "training" / f"{model.name}-seed{seed}"
-    if (folder / "card.json").is_file():
-        return load_file(folder / "scores.safetensors"), json.loads((folder / "card.json").read_text("utf-8"))
-    folder.mkdir(parents=True, exist_ok=True)
-    seed_everything(seed)
-    started = time.perf_counter()
-    features = encoded.condition_features(model)
-    head = ConditionedHead(model, encoded.sentences.shape[1], features.shape[1]).to(device)
-    start = head.generator.head.weight.detach().clone() if head.generator is not None else None
-    loss = PairLoss(head, encoded)
-    changes = {"learning_rate": model.learning_rate} if model.learning_rate else {}
-    training = Training(**{**recipe.training.model_dump(), **changes})
-    history = fit(head, loss, loss.count, training, folder, seed=seed)
-    seconds = time.perf_counter() - started
-    scores = {
-        split: head_scores(head, encoded, encoded.splits[split])
-        for split in SPLITS
-        if split in encoded.splits
-    }
-    card = {
-        "model": model.name,
-        "seed": seed,
-        "settings": model.model_dump(mode="json"),
-        "parameters": sum(parameter.numel() for parameter in head.parameters()),
-        "seconds": round(seconds, 2),
-        "peak_process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "history": history,
-    }
-    if start is not None:
-        trained = torch.unique(encoded.splits["train"].condition)[:256]
-        card["health"] = health_of(head.generator, features[trained], start).to_dict()
-        card["cost"] = head.generator.cost()
-    if model.keep_weights and seed == recipe.seeds[0]:
-        kept = workspace / "models" / model.name
-        width, condition_width = encoded.sentences.shape[1], features.shape[1]
-        about = {"settings": card["settings"], "width": width, "condition_width": condition_width}
-        write_atomic(kept / "head.json", json.dumps({**about, "encoder": recipe.encoder}, indent=1))
+@dataclass(frozen=True)
+class _Job:
+    """One model under one seed."""
+
+    recipe: HyperCLRecipe
+    model: ModelSettings
+    seed: int
+    encoded: Encoded
+    encoder: TextEncoder
+    workspace: Path
+
+    @property
+    def folder(self) -> Path:
+        return self._folder_of(self.model.name)
+
+    def _folder_of(self, model: str) -> Path:
+        return self.workspace / "training" / f"{model}-seed{self.seed}"
+
+    def train(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Train and score; results are the scores by split."""
+        recipe, model, encoded = self.recipe, self.model, self.encoded
+        device = encoded.sentences.device
+        seed_everything(self.seed)
+        clock = Clock(device)
+        width, condition_width = encoded.sentences.shape[1], encoded.condition_features(model).shape[1]
+        head = ConditionedHead(model, width, condition_width).to(device)
+        start = head.generator.head.weight.detach().clone() if head.generator is not None else None
+        source, module, rates = encoded, head, {}
+        if recipe.finetuning:
+            source = finetuned(self.encoder, recipe.finetuning, encoded, model.kind).to(device)
+            module = nn.ModuleDict({"head": head, "encoder": source})
+            rates = {"encoder.reader.": recipe.finetuning.learning_rate}
+        loss = PairLoss(head, source, teacher=self._teacher())
+        changes = {"learning_rate": model.learning_rate} if model.learning_rate else {}
+        training = Training(**{**recipe.training.model_dump(), **changes})
+        history = fit(module, loss, loss.count, training, folder, seed=self.seed, rates=rates)
+        cost = clock.stop()
+        tuned = source
+        if isinstance(source, TriEncoder):
+            source = source.encoded(tokens=model.pooling != "sentence")
+        taught = ("train",) if model.name in {other.teacher for other in recipe.models} else ()
+        wanted = [split for split in (*SPLITS, *taught) if split in encoded.splits]
+        scores = {split: head_scores(head, source, source.splits[split]) for split in wanted}
+        card = {
+            "model": model.name,
+            "seed": self.seed,
+            "settings": model.model_dump(mode="json"),
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            **cost,
+            "history": history,
+        }
+        if start is not None:
+            known = torch.unique(encoded.splits["train"].condition)[:256]
+            card["health"] = health_of(
+                head.generator, source.condition_features(model)[known], start
+            ).to_dict()
+            card["cost"] = head.generator.cost()
+        if model.keep_weights and self.seed == recipe.seeds[0] and model.kind not in JOINT:
+            self._keep(head, tuned if recipe.finetuning else None, card)
+        return scores, card
+
+    def _teacher(self) -> Float[Tensor, " N"] | None:
+        """Return the teacher's scores of train under the same seed."""
+        if not self.model.teacher:
+            return None
+        return load_file(self._folder_of(self.model.teacher) / "results.safetensors")["train"]
+
+    def _keep(self, head: ConditionedHead, tuned: TriEncoder | None, card: dict[str, Any]) -> None:
+        """Keep a trained head with the run, and the encoder if it was trained too."""
+        kept = self.workspace / "models" / self.model.name
+        about = {"settings": card["settings"], "width": head.width, "condition_width": head.condition_width}
+        about |= {"encoder": self.recipe.encoder, "unit": True}
+        if tuned is not None:
+            about |= {"encoder": "encoder", "unit": tuned.reader.normalise}
+            tuned.reader.save(self.encoder, kept / "encoder")
+        write_atomic(kept / "head.json", json.dumps(about, indent=1))
         write_atomic(kept / "head.safetensors", save({k: v.cpu() for k, v in head.state_dict().items()}))
-    write_atomic(folder / "scores.safetensors", save(scores))
-    write_atomic(folder / "card.json", json.dumps(card, indent=1))  # last: its presence means all is there
-    for left in folder.glob("checkpoint.*"):
-        left.unlink()
-    return scores, card
 
 
 def baseline_scores(
@@ -203,59 +230,32 @@ def baseline_scores(
     return torch.from_numpy(ridge.predict(features[rows.condition.cpu()])).float()
 
 
-def _metrics(
-    recipe: HyperCLRecipe,
-    tables: dict[str, pl.DataFrame],
-    found: list[tuple[str, int | None, dict[str, Tensor]]],
-) -> pl.DataFrame:
+def _metrics(recipe: HyperCLRecipe, tables: dict[str, pl.DataFrame], found: list[Found]) -> pl.DataFrame:
     """Measure all models on all splits and groups, each model as a whole and against the reference."""
     rows = []
     cells = [
         (split, group) for split in SPLITS if split in tables for group in _groups(tables[split], recipe)
     ]
+    against = {model.name: model.against for model in recipe.models}
     for split, (group, mask) in tqdm(cells, desc="intervals", unit="group", leave=False):
-        table = tables[split].filter(mask)
-        scores = np.stack([score[split].numpy().astype(float)[mask.to_numpy()] for _, _, score in found])
-        measured = measure(
-            scores, table["label"].to_numpy(), table["pair"].to_numpy(), resamples=recipe.resamples
-        )
-        place = {"split": split, "group": group, "count": table.height}
-        for metric in METRICS:
-            rows += [{**place, **row} for row in _rows(metric, measured[metric], found, recipe)]
+        for column in ("label", "relabel"):
+            if column not in tables[split].columns:
+                continue
+            chosen = mask & tables[split][column].is_not_null()
+            table = tables[split].filter(chosen)
+            scores = np.stack(
+                [item.results[split].numpy().astype(float)[chosen.to_numpy()] for item in found]
+            )
+            measured = measure(
+                scores, table[column].to_numpy(), table["pair"].to_numpy(), resamples=recipe.resamples
+            )
+            place = {"split": split, "group": group, "count": table.height}
+            for metric in METRICS:
+                name = metric if column == "label" else f"{metric}_relabelled"
+                found_rows = metric_rows(name, measured[metric], found, against, recipe.reference)
+                rows += [{**place, **row} for row in found_rows]
     same = {"paper": recipe.paper, "recipe": recipe.name, "dataset": recipe.data.name}
     return pl.DataFrame([{**same, **row} for row in rows], schema=METRIC_COLUMNS)
-
-
-def _rows(
-    metric: str,
-    measured: Measured,
-    found: list[tuple[str, int | None, dict[str, Tensor]]],
-    recipe: HyperCLRecipe,
-) -> list[dict[str, Any]]:
-    """List one metric's rows: every seed, the mean over seeds, and the mean's difference to the baselines."""
-    rows, means = [], {}
-    for name in dict.fromkeys(name for name, _, _ in found):
-        members = [index for index, item in enumerate(found) if item[0] == name]
-        if not np.isfinite(measured.value[members]).all():
-            continue  # undefined: AUC of graded labels, a group with one class, a constant score
-        means[name] = measured.value[members].mean(), measured.resampled[members].mean(0)
-        for index in members:
-            if found[index][1] is not None:
-                row = _row(name, metric, measured.value[index], measured.resampled[index])
-                rows.append({**row, "seed": found[index][1]})
-    against = {model.name: model.against for model in recipe.models}
-    for name, (value, resampled) in means.items():
-        rows.append(_row(name, metric, value, resampled))
-        for other in sorted({recipe.reference, against[name]} & means.keys() - {name}):
-            versus = f"{metric}_minus_{other}"
-            rows.append(_row(name, versus, value - means[other][0], resampled - means[other][1]))
-    return rows
-
-
-def _row(name: str, metric: str, value: float, resampled: np.ndarray) -> dict[str, Any]:
-    """Write one value with its interval; seed is left empty."""
-    low, high = Measured.interval(resampled)
-    return {"model": name, "metric": metric, "value": float(value), "low": low, "high": high, "seed": None}
 
 
 def _groups(table: pl.DataFrame, recipe: HyperCLRecipe) -> list[tuple[str, pl.Series]]:
@@ -275,14 +275,14 @@ def _groups(table: pl.DataFrame, recipe: HyperCLRecipe) -> list[tuple[str, pl.Se
     return groups
 
 
-def _score_table(
-    tables: dict[str, pl.DataFrame], found: list[tuple[str, int | None, dict[str, Tensor]]]
-) -> pl.DataFrame:
+def _score_table(tables: dict[str, pl.DataFrame], found: list[Found]) -> pl.DataFrame:
     """Lay all scores out as one table; the data's texts are not part of it."""
     parts = []
-    for name, seed, scores in found:
-        for split, values in sorted(scores.items()):  # read from a file, they come in another order
+    for item in found:
+        for split in (split for split in SPLITS if split in tables):
+            values = item.results[split]
             table = tables[split].select("pair", "label", "condition_kind").with_row_index("row")
-            about = {"split": pl.lit(split), "model": pl.lit(name), "seed": pl.lit(seed, dtype=pl.Int64)}
+            about = {"split": pl.lit(split), "model": pl.lit(item.model)}
+            about["seed"] = pl.lit(item.seed, dtype=pl.Int64)
             parts.append(table.with_columns(score=pl.Series(values.numpy().astype(np.float32)), **about))
     return pl.concat(parts)

@@ -1,0 +1,73 @@
+"""Seconds and peak memory of an action, and the row of a benchmark's table."""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def row(
+    name: str, ours: Callable[[], object], reference: Callable[[], object], device: str, repeats: int = 3
+) -> dict[str, Any]:
+    """Measure two ways to the same result, one after the other.
+
+    Returns:
+        name, ours_s and reference_s (medians, in seconds), ratio (reference over ours), ours_mib and
+        reference_mib (the most each holds beyond what was held before).
+    """
+    seconds = [median_seconds(action, device, repeats) for action in (ours, reference)]
+    memory = [peak_mib(action, device) for action in (ours, reference)]
+    return laid_out(name, *seconds, *memory)
+
+
+def laid_out(
+    name: str, ours_s: float, reference_s: float, ours_mib: float, reference_mib: float
+) -> dict[str, Any]:
+    """Return one row of the table."""
+    return {
+        "name": name,
+        "ours_s": ours_s,
+        "reference_s": reference_s,
+        "ratio": reference_s / ours_s,
+        "ours_mib": ours_mib,
+        "reference_mib": reference_mib,
+    }
+
+
+def median_seconds(action: Callable[[], object], device: str, repeats: int = 3, warm: int = 1) -> float:
+    """Return the median duration of an action, in seconds, after warming up."""
+    times = []
+    for _ in range(repeats + warm):
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        action()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warm:])
+
+
+def peak_mib(action: Callable[[], object], device: str) -> float:
+    """Return the most memory that an action holds beyond what was held before, in MiB."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        action()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        with torch.profiler.profile(profile_memory=True) as profile:
+            action()
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text("utf-8"))["traceEvents"]
+    held = peak = 0
+    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda event: event["ts"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak / 2**20
