@@ -1,30 +1,153 @@
+"""Benchmarks: both ways give the same, and the table, the JSON file and the ratios say what was measured."""
+
 import json
 
 import pytest
+import torch
 
-from workbench.bench import hyper_cl, run_bench
+from workbench.bench import hyper_cl, hyper_cl_evaluation, ranking, run_bench
+from workbench.bench.hyper_cl_evaluation import texts_like_csts
+from workbench.bench.timing import laid_out, median_seconds, peak_mib
 from workbench.errors import WorkbenchError
 
+COLUMNS = {"name", "ours_s", "reference_s", "ratio", "ours_mib", "reference_mib"}
+SMALL = {
+    hyper_cl: {"CASES": [(96, 4, 512), (96, None, 32)]},
+    # At least 64 conditions and sentences: so many are in the part whose memory is measured.
+    hyper_cl_evaluation: {"ROWS": 20, "SENTENCES": 70, "CONDITIONS": 64, "REFERENCE_ROWS": 6, "BATCH": 8},
+    ranking: {"QUERIES": 60, "ENTITIES": 200, "RELATIONS": 4, "KNOWN": 2000, "WIDTH": 16,
+              "SORTED_QUERIES": 40, "PYKEEN_BATCH": 16},
+}  # fmt: skip
 
-def test_a_benchmark_writes_its_rows_and_prints_the_same_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(hyper_cl, "CASES", [(96, 4, 512), (96, None, 32)])
+
+@pytest.fixture
+def small(monkeypatch, encoder, tmp_path):
+    """All benchmarks at a size of seconds, on the encoder that is open already."""
+    for module, sizes in SMALL.items():
+        for name, size in sizes.items():
+            monkeypatch.setattr(module, name, size)
+    monkeypatch.setattr(hyper_cl_evaluation, "TextEncoder", lambda device: encoder)
+    monkeypatch.setenv("PYSTOW_HOME", str(tmp_path))  # pykeen makes folders when it is imported
+
+
+# --- the whole ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small")
+def test_a_benchmark_writes_its_rows_and_prints_the_same_table(tmp_path):
+    pytest.importorskip("pykeen", reason="pykeen, whose evaluator is one of the ways, is not installed")
     table = run_bench("hyper_cl", tmp_path)
     rows = json.loads((tmp_path / "hyper_cl.json").read_text())
-    assert [set(row) for row in rows] == [
-        {"name", "ours_s", "reference_s", "ratio", "ours_mib", "reference_mib"}
-    ] * 2
+    assert all(set(row) == COLUMNS for row in rows)
     assert all(row["ratio"] == pytest.approx(row["reference_s"] / row["ours_s"]) for row in rows)
+    assert all(row[name] > 0 for row in rows for name in COLUMNS - {"name"})
+    head, *lines = table.splitlines()
+    assert head.split()[-9:] == ["ours", "s", "reference", "s", "ratio", "ours", "MiB", "reference", "MiB"]
+    assert len(lines) == len(rows)
+    for row, line in zip(rows, lines, strict=True):
+        assert line.startswith(row["name"])
+        assert line.split()[-3] == f"{row['ratio']:.2f}"
+    names = [row["name"] for row in rows]
+    assert names == [
+        # 512 / 1.53 and 32 / 1.07 rows a condition.
+        "projection, forward and backward, D=96 K=4, 512 rows, 335 conditions",
+        "projection, forward and backward, D=96 full, 32 rows, 30 conditions",
+        "evaluation, 20 rows from text, beside encoding its unique texts",
+        "evaluation, 20 rows from text, published way, batch 2",
+        "evaluation, 20 rows from text, published way, batch 8",
+        "ranking, 60 questions x 200 entities, beside the bare matrix product",
+        "ranking, 60 questions x 200 entities, full sort (scaled from 40)",
+        "ranking, 60 questions x 200 entities, pykeen's evaluator",
+    ]
     # Memory is counted from allocations, so it repeats: weights per row and per sentence must cost more.
-    assert all(0 < row["ours_mib"] < row["reference_mib"] for row in rows)
-    assert all(row["name"] in table for row in rows)
-
-
-def test_both_ways_of_a_benchmark_must_agree(monkeypatch):
-    monkeypatch.setattr(hyper_cl, "_ours", lambda *inputs: hyper_cl._reference(*inputs) + 1)
-    with pytest.raises(AssertionError):
-        hyper_cl._case(24, 4, 32, "cpu")
+    assert all(row["ours_mib"] < row["reference_mib"] for row in rows[:2])
 
 
 def test_an_unknown_benchmark_is_named_with_those_there_are():
     with pytest.raises(WorkbenchError, match="no benchmark named 'speed'; there are: hyper_cl"):
         run_bench("speed", None)
+
+
+# --- both ways must agree -----------------------------------------------------------------------------------
+
+
+def test_a_projection_that_differs_is_no_benchmark(monkeypatch):
+    monkeypatch.setattr(hyper_cl, "_ours", lambda *inputs: hyper_cl._reference(*inputs) + 1)
+    with pytest.raises(AssertionError):
+        hyper_cl._case(24, 4, 32, "cpu")
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("way", ["_ours", "_reference"])
+def test_an_evaluation_that_differs_is_no_benchmark(way, monkeypatch):
+    # 0.02 off: more than padding and another order of sums can make.
+    whole = getattr(hyper_cl_evaluation, way)
+    monkeypatch.setattr(hyper_cl_evaluation, way, lambda *inputs: whole(*inputs) + 0.02)
+    with pytest.raises(AssertionError):
+        hyper_cl_evaluation.rows()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("way", ["_sorted_ranks", "_pykeen_ranks", "count_ranks"])
+def test_a_ranking_that_differs_is_no_benchmark(way, monkeypatch):
+    if way == "_pykeen_ranks":
+        pytest.importorskip("pykeen", reason="pykeen, whose evaluator is one of the ways, is not installed")
+    whole = getattr(ranking, way)
+
+    def one_off(*inputs):
+        if way == "count_ranks":
+            return whole(*inputs[:3])  # answers that are known stay in
+        return whole(*inputs) + 1
+
+    monkeypatch.setattr(ranking, way, one_off)
+    with pytest.raises(AssertionError):
+        ranking.rows()
+
+
+# --- what is measured ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "sentences", "conditions"), [(50, 300, 40), (7, 5, 200)])
+def test_texts_like_csts_have_the_counts_asked_for(rows, sentences, conditions):
+    texts, asked, table = texts_like_csts(rows, sentences, conditions)
+    assert (len(set(texts)), len(texts)) == (sentences, sentences)
+    assert (len(set(asked)), len(asked)) == (conditions, conditions)
+    assert table.shape == (rows, 3)
+    assert (table >= 0).all()
+    assert (table < torch.tensor([sentences, sentences, conditions])).all()
+    again = texts_like_csts(rows, sentences, conditions)
+    assert again[:2] == (texts, asked)
+    assert torch.equal(again[2], table)
+
+
+def test_texts_like_csts_are_as_long_as_those_of_csts():
+    texts, asked, _ = texts_like_csts(1, 2000, 1000)
+    words = [len(text.split()) for text in texts]
+    # 14.8 and 4.0 words on average; a mean of so many lengths wanders by about 0.1.
+    assert sum(words) / 2000 == pytest.approx(14.8, abs=0.5)
+    assert sum(len(text.split()) for text in asked) / 1000 == pytest.approx(4.0, abs=0.3)
+    assert (min(words), max(words)) >= (5, 27)
+
+
+def test_a_row_says_how_much_longer_the_reference_takes():
+    row = laid_out("a way", 0.25, 2.0, 1.5, 6.0)
+    assert row == {"name": "a way", "ours_s": 0.25, "reference_s": 2.0, "ratio": 8.0, "ours_mib": 1.5,
+                   "reference_mib": 6.0}  # fmt: skip
+
+
+def test_the_median_of_durations_leaves_the_warm_up_out(monkeypatch):
+    ticks = iter([0.0, 50.0, 100.0, 103.0, 200.0, 201.0, 300.0, 302.0])  # 50, then 3, 1 and 2 seconds
+    monkeypatch.setattr("workbench.bench.timing.time.perf_counter", lambda: next(ticks))
+    assert median_seconds(lambda: None, "cpu") == 2.0
+
+
+def test_peak_memory_is_what_is_held_at_once():
+    def one_after_another() -> None:
+        for _ in range(5):
+            torch.ones(2**18)  # 1 MiB of single precision, given back at once
+
+    kept = []
+    assert peak_mib(one_after_another, "cpu") == pytest.approx(1, abs=0.01)
+    assert peak_mib(lambda: kept.extend(torch.ones(2**18) for _ in range(5)), "cpu") == pytest.approx(
+        5, abs=0.01
+    )

@@ -186,7 +186,9 @@ def test_a_name_up_to_the_colon_stands_for_the_full_text(asked):
     one = asked("low_rank")
     for head in ("Monday", "  Monday\n", "Monday: a day "):
         assert one.predict(head, FOLLOWED, 5).equals(one.predict("Monday: a day", f" {FOLLOWED} ", 5))
-    assert one.predict("Monday", f" {FOLLOWED} ", SIZE).filter("known")["tail"].to_list() == ["Tuesday: a day"]
+    assert one.predict("Monday", f" {FOLLOWED} ", SIZE).filter("known")["tail"].to_list() == [
+        "Tuesday: a day"
+    ]
 
 
 def test_an_entity_that_has_exactly_the_text_comes_before_one_of_that_name(asked, store, graph):

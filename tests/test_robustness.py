@@ -20,7 +20,7 @@ from workbench.errors import DataError
 from workbench.model import HyperCL
 from workbench.papers.hyper_cl import ConditionedHead
 from workbench.papers.hyper_cl_settings import ModelSettings
-from workbench.robustness import OFF_TOPIC, STILL, VARIANTS, misspelt, robustness
+from workbench.robustness import OFF_TOPIC, STILL, VARIANTS, measure_robustness, misspelt
 from workbench.tables import robustness_table
 from workbench.training import seed_everything
 
@@ -133,7 +133,7 @@ def made_up(text: str, condition: str) -> float:
 
 @pytest.fixture(scope="module")
 def by_hand() -> dict[str, dict]:
-    found = robustness(Scripted(made_up), HAND)
+    found = measure_robustness(Scripted(made_up), HAND)
     assert found["variant"].to_list() == ORDER
     assert found["example"].to_list()[1:3] == ["In terms of the hue.", "Are they alike as to the hue?"]
     return {row["variant"]: row for row in found.to_dicts()}
@@ -177,7 +177,7 @@ def test_the_empty_condition_is_reported_as_refused(by_hand):
 
 
 def test_scores_that_are_all_alike_have_no_rank_correlation():
-    found = robustness(Scripted(lambda *_: 0.5), HAND).filter(pl.col("variant") != "empty")
+    found = measure_robustness(Scripted(lambda *_: 0.5), HAND).filter(pl.col("variant") != "empty")
     assert found["rank_kept"].null_count() == 7
     assert found["pair_order"].to_list() == [0.5] * 7
     flagged = [row[0] for row in found.select("variant", "verdict").iter_rows() if "NOTHING" in row[1]]
@@ -186,7 +186,7 @@ def test_scores_that_are_all_alike_have_no_rank_correlation():
 
 def test_pairs_under_one_condition_each_have_no_pair_order():
     table = rows_of(("a", "The hue.", 1.0, 0), ("b", "The hue.", 0.0, 1))
-    found = robustness(Scripted(made_up), table)
+    found = measure_robustness(Scripted(made_up), table)
     assert found["pair_order"].null_count() == found.height
     assert all(row[4] == "-" for row in robustness_table(found).rows)
 
@@ -196,12 +196,12 @@ def test_a_limit_takes_whole_pairs(limit, rows):
     # The first row's pair has its other row in place 2, the second's in place 3.
     table = rows_of(("a", "The hue.", 1.0, 4), ("b", "The hue.", 1.0, 2), ("a", "The den.", 0.0, 4),
                     ("b", "The den.", 0.0, 2), ("a", "The hue.", 0.5, 7))  # fmt: skip
-    assert robustness(Scripted(made_up), table, limit)["rows"][0] == rows
+    assert measure_robustness(Scripted(made_up), table, limit)["rows"][0] == rows
 
 
 def test_an_empty_table_is_refused():
     with pytest.raises(DataError, match="no pairs to measure on; give a table with at least one row"):
-        robustness(Scripted(made_up), HAND.clear())
+        measure_robustness(Scripted(made_up), HAND.clear())
 
 
 # --- measured: real heads -----------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def model_of(encoder):
 
 
 def test_a_model_that_ignores_its_condition_is_flagged(model_of, pairs):
-    found = robustness(model_of(kind="shared"), pairs)
+    found = measure_robustness(model_of(kind="shared"), pairs)
     verdict = dict(found.select("variant", "verdict").iter_rows())
     for name in ("negated", "off-topic"):
         assert verdict[name].startswith("CHANGES NOTHING")
@@ -233,7 +233,7 @@ def test_a_model_that_ignores_its_condition_is_flagged(model_of, pairs):
 
 
 def test_a_model_that_reads_its_condition_is_not_flagged(model_of, pairs):
-    found = robustness(model_of(kind="hyper", rank=8, start="paper", dropout=0.0), pairs)
+    found = measure_robustness(model_of(kind="hyper", rank=8, start="paper", dropout=0.0), pairs)
     row = found.row(by_predicate=pl.col("variant") == "off-topic", named=True)
     assert row["moved"] > STILL
     assert "NOTHING" not in row["verdict"]
@@ -241,7 +241,7 @@ def test_a_model_that_reads_its_condition_is_not_flagged(model_of, pairs):
 
 def test_numbers_are_those_of_scipy_on_scores_row_by_row(model_of, pairs):
     model = model_of(kind="hyper", rank=8)
-    found = {row["variant"]: row for row in robustness(model, pairs).to_dicts()}
+    found = {row["variant"]: row for row in measure_robustness(model, pairs).to_dicts()}
 
     def scores(conditions: list[str]) -> np.ndarray:
         sides = zip(pairs["sentence1"], pairs["sentence2"], conditions, strict=True)
@@ -298,7 +298,7 @@ def test_the_command_measures_a_finished_run_on_the_pairs_of_its_recipe(call, ti
     assert code == 0, err
     assert [line.split(" | ")[0].lstrip("| ") for line in printed.splitlines()[2:]] == ORDER
     table = load_pairs(PairData(source="bundled", name="bundled", limit=6))["test"]
-    expected = robustness_table(robustness(tiny_run.model("hyper_k16"), table)).markdown()
+    expected = robustness_table(measure_robustness(tiny_run.model("hyper_k16"), table)).markdown()
     assert printed == f"{expected}\n"
 
 

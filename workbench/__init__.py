@@ -22,7 +22,7 @@ _PUBLIC = {
     "bundled_sentences": "workbench.datasets.bundled:sentences",
     "find_run": "workbench.runs",
     "load_recipe": "workbench.papers",
-    "robustness": "workbench.robustness",
+    "measure_robustness": "workbench.robustness",
     "run_notebook": "workbench.notebooks",
     "run_recipe": "workbench.runs",
 }

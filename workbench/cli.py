@@ -169,7 +169,7 @@ def robustness(
 ) -> None:
     """Score pairs under paraphrased, misspelt, negated, empty and off-topic conditions."""
     from workbench.papers import load_recipe, paper_of
-    from workbench.robustness import robustness as measure
+    from workbench.robustness import measure_robustness
     from workbench.runs import find_run
     from workbench.tables import robustness_table
 
@@ -181,7 +181,7 @@ def robustness(
         )
     opened = find_run(known.name, out).model(model)
     tables = paper_of(known.paper).load_data(known).content
-    print(robustness_table(measure(opened, tables.get("test", tables["valid"]))).markdown())
+    print(robustness_table(measure_robustness(opened, tables.get("test", tables["valid"]))).markdown())
 
 
 @app.command()

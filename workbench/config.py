@@ -5,6 +5,7 @@ whose keys it starts from; an unknown key, a wrong type or a value out of range 
 name.
 """
 
+import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -174,8 +175,12 @@ def _path_of(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     if not _NAME.fullmatch(name) or not (RECIPE_FOLDER / f"{name}.yaml").is_file():
+        known = recipe_names()
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        more = f" and {len(known) - 8} more (workbench list)" if len(known) > 8 else ""
         raise RecipeError(
-            f"no recipe named {name[:80]!r}; there are: {', '.join(recipe_names())}. "
+            f"no recipe named {name[:80]!r}; {meant}there are: {', '.join(known[:8])}{more}. "
             "A file of your own is given by its path, ending in .yaml"
         )
     return RECIPE_FOLDER / f"{name}.yaml"

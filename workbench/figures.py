@@ -29,6 +29,13 @@ METRIC_TITLES = {
     "hits_at_1": "hits at 1 (filtered)",
     "hits_at_3": "hits at 3 (filtered)",
     "hits_at_10": "hits at 10 (filtered)",
+    "mr": "mean rank (filtered, realistic)",
+    "hit_rate": "hit rate (share of lookups that the cache answers)",
+    "cache_mib": "cache, MiB",
+    "cache_mib_768": "cache at width 768, MiB",
+    "cache_mib_1024": "cache at width 1024, MiB",
+    "seconds_batch_1": "seconds at batch 1",
+    "seconds_batch_128": "seconds at batch 128",
 }
 CHANCE = {"spearman": 0.0, "pearson": 0.0, "auc": 0.5, "pair_order": 0.5}
 _LAYOUT: dict[str, Any] = {
@@ -108,7 +115,7 @@ def models_figure(
     count = rows["count"][0] if rows.height else 0
     figure.update_layout(
         **_LAYOUT,
-        title=f"{split} split, {group}: {count} rows; dot: mean over seeds, bar: 95 % bootstrap over pairs",
+        title=f"{split} split, {group}: {count} rows; dot: mean over seeds, bar: 95 % bootstrap",
         height=180 + 26 * means.height,
     )
     figure.update_xaxes(title=METRIC_TITLES[metric])

@@ -54,7 +54,10 @@ class LinkPredictor:
             relations = len(about["relations"])
             width = relations if settings.condition == "one_hot" else about["width"]
             head = GraphHead(settings, about["width"], width)
-            head.load_state_dict(load_file(folder / "head.safetensors"))
+            tensors = load_file(folder / "head.safetensors")
+            head.load_state_dict(tensors)
+            if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+                raise ValueError("the weights hold NaN or infinity")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as problem:
             reason = " ".join(str(problem).split())[:300]
             raise RunError(f"{folder} holds no usable graph head: {reason}. Train it again") from problem

@@ -29,9 +29,9 @@ from workbench.tables import (
 )
 
 _HOW = (
-    "Every value is the mean over seeds; the interval is a 95 % bootstrap over sentence pairs of that "
-    "mean, so it covers which pairs were drawn, and the spread over seeds stands beside it. Differences are "
-    "paired: the same resampled pairs for both models."
+    "Every value is the mean over seeds; the interval is a 95 % bootstrap over sentence pairs (graphs: "
+    "triples) of that mean, so it covers which were drawn, and the spread over seeds stands beside it. "
+    "Differences are paired: the same resampled pairs for both models."
 )
 
 

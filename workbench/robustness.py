@@ -58,7 +58,7 @@ VARIANTS: dict[str, Callable[[str, int], str]] = {
 SHOULD_MOVE = ("negated", "off-topic")
 
 
-def robustness(model: HyperCL, table: pl.DataFrame, limit: int = 1000) -> pl.DataFrame:
+def measure_robustness(model: HyperCL, table: pl.DataFrame, limit: int = 1000) -> pl.DataFrame:
     """Score pairs under their own conditions and under changed ones.
 
     Args:

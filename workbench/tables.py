@@ -226,7 +226,8 @@ def findings(run: Run) -> list[str]:
                 f"The floor {name}, which never sees {FLOORS[settings['kind']]}, has {main} {value}."
             )
     missed = [row[0] for row in bar_table(run).rows if row[-1] != "met"]
-    lines.append(f"Bars missed: {', '.join(missed)}." if missed else "No bar of this recipe is missed.")
+    if run.recipe["bars"]:
+        lines.append(f"Bars missed: {', '.join(missed)}." if missed else "No bar of this recipe is missed.")
     return lines
 
 
@@ -264,7 +265,7 @@ def card_table(run: Run) -> Table:
 
 
 def robustness_table(found: pl.DataFrame) -> Table:
-    """Print what :func:`workbench.robustness.robustness` measured."""
+    """Print what :func:`workbench.robustness.measure_robustness` measured."""
     rows = [
         [
             row["variant"],

@@ -150,7 +150,7 @@ def test_another_condition_gives_other_weights(name, encoded):
         assert (distances + torch.eye(4) > 1e-3 * weights.norms(slot.name).mean()).all()
 
 
-@pytest.mark.parametrize("name", set(KINDS) - {"low_rank_one_hot"})
+@pytest.mark.parametrize("name", sorted(set(KINDS) - {"low_rank_one_hot"}))
 def test_another_condition_gives_another_embedding(name, encoded):
     settings = model_of(name)
     head = head_of(settings, encoded)
@@ -419,7 +419,7 @@ def test_every_recipe_is_valid_has_its_notebooks_and_something_to_be_held_agains
     assert recipe.name == name
     assert set(recipe.notebooks) <= set(notebook_names())
     if not name.endswith("_tiny"):
-        assert recipe.notebooks or recipe.sets == ()
+        assert recipe.notebooks or not recipe.sets or recipe.paper == "hyper_cl_timing"
         assert recipe.bars or recipe.published
     names = {model.name for model in recipe.models}
     assert {held.model for held in (*recipe.bars, *recipe.published)} <= names
@@ -428,6 +428,7 @@ def test_every_recipe_is_valid_has_its_notebooks_and_something_to_be_held_agains
 
 def test_every_paper_and_kind_of_data_has_a_tiny_recipe_and_the_paper_is_cited():
     recipes = [load_recipe(name) for name in recipe_names()]
+    recipes = [one for one in recipes if one.paper != "hyper_cl_timing"]  # nothing is trained
     kinds = {(recipe.paper, recipe.data.source) for recipe in recipes}
     assert {(one.paper, one.data.source) for one in recipes if one.name.endswith("_tiny")} == kinds
     assert "2403.09490" in CITATION

@@ -35,7 +35,7 @@ def texts_like_csts(rows: int, sentences: int, conditions: int) -> tuple[list[st
     draw = random.Random(0)
     words = " ".join(bundled.sentences()["sentence"]).lower().replace(".", "").split()
 
-    def some(count: int, low: int, high: int, mode: float) -> list[str]:
+    def some(count: int, low: int, high: int, mode: int) -> list[str]:
         found: dict[str, None] = {}
         while len(found) < count:
             length = round(draw.triangular(low, high, mode))
