@@ -98,13 +98,12 @@ class ParamSpec:
         Args:
             coefficients: one row per unique condition, about unit variance each when ``scaled``.
         """
-        parts = [part for slot in self.slots for part in slot.parts.items()]
-        # split, whose backward pass joins all pieces once; slices would each fill a zero tensor of full size.
-        pieces = coefficients.split([math.prod(shape) for _, (shape, _) in parts], dim=1)
-        tensors = {}
-        for (name, (shape, deviation)), piece in zip(parts, pieces, strict=True):
-            shaped = piece.unflatten(1, shape)
-            tensors[name] = shaped * deviation if self.scaled else shaped
+        tensors, start = {}, 0
+        for slot in self.slots:
+            for name, (shape, deviation) in slot.parts.items():
+                piece = coefficients[:, start : start + math.prod(shape)].unflatten(1, shape)
+                tensors[name] = piece * deviation if self.scaled else piece
+                start += math.prod(shape)
         return GeneratedWeights(self, tensors)
 
     def to_dict(self) -> dict[str, Any]:
