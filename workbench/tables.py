@@ -53,10 +53,10 @@ class Table:
 
 
 def main_metric(run: Run) -> str:
-    """Return the metric a run is ranked by: the one published for its data, else the first that it has."""
+    """Return the metric a run is ranked by: the one it is held against, else the first that it has."""
     known = set(run.metrics.filter(split=last_split(run.metrics), group="all")["metric"])
-    published = [item["metric"] for item in run.recipe["published"]]
-    order = (*published, "auc", "pair_order", "spearman", "mrr", "hit_rate")
+    held = [item["metric"] for item in (*run.recipe["published"], *run.recipe["bars"])]
+    order = (*held, "auc", "pair_order", "spearman", "mrr", "hit_rate")
     return next(name for name in order if name in known & {*SHOWN, *TIMED})
 
 
