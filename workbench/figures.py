@@ -233,5 +233,5 @@ def history_figure(cards: list[dict[str, Any]], models: list[str]) -> go.Figure:
             )
     figure.update_layout(**_LAYOUT, title="Training loss, first seed", height=420)
     figure.update_xaxes(title="epoch")
-    figure.update_yaxes(title="loss, equation (5)")
+    figure.update_yaxes(title="training loss, mean over an epoch")
     return figure

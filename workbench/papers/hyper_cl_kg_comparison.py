@@ -148,7 +148,7 @@ class _Job:
             "history": history,
             "temperature": float(torch.exp(-head.log_scale.detach())),
         }
-        if start is not None:
+        if start is not None and model.kind == "hyper":  # one generated number has no directions
             card["health"] = health_of(head.generator, ranker.relations, start).to_dict()
             card["cost"] = head.generator.cost()
         if model.keep_weights and self.seed == recipe.seeds[0] and recipe.finetuning is None:
