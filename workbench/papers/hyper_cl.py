@@ -1,8 +1,8 @@
 """Hyper-CL: conditioning sentence representations with hypernetworks (Yoo, Cha, Kim and Kim, ACL 2024).
 
-A frozen encoder f embeds sentences and conditions apart; what a condition generates decides how two sentences
-are compared. Everything the paper compares, and the baselines it leaves out, is one head with different
-settings.
+An encoder f, frozen or trained with the head, embeds sentences and conditions apart; what a condition
+generates decides how two sentences are compared. Everything the paper compares, and the baselines it leaves
+out, is one head with different settings.
 
 ==============  =============================  =====================================================
 here            in the paper                   meaning
@@ -23,8 +23,8 @@ temperature     tau                            divisor of similarities in the co
     (6)  h_s <- sum_l softmax_l(t_l . q_c / sqrt(D)) t_l,  q_c = H_q(h_c)                      ours
     (7)  h_sc = h_s (I + W_c)                                                                  ours
 
-Deviations from the paper, all of them settings: the encoder is frozen; vectors are brought to unit variance
-and coefficients to the scale their slot needs (``start: paper`` undoes the latter); both sentences of a row
+Deviations from the paper, all of them settings: the encoder is frozen unless a recipe trains it; vectors
+are brought to unit variance and coefficients to the scale their slot needs (``start: paper`` undoes the latter); both sentences of a row
 see the same dropout of the condition; the gate and the shared map are trained layers, since a frozen encoder
 cannot adapt to the parameter-free product the paper uses.
 
