@@ -23,10 +23,10 @@ temperature     tau                            divisor of similarities in the co
     (6)  h_s <- sum_l softmax_l(t_l . q_c / sqrt(D)) t_l,  q_c = H_q(h_c)                      ours
     (7)  h_sc = h_s (I + W_c)                                                                  ours
 
-Deviations from the paper, all of them settings: the encoder is frozen unless a recipe trains it; vectors
-are brought to unit variance and coefficients to the scale their slot needs (``start: paper`` undoes the latter); both sentences of a row
-see the same dropout of the condition; the gate and the shared map are trained layers, since a frozen encoder
-cannot adapt to the parameter-free product the paper uses.
+Deviations from the paper, all of them settings: the encoder is frozen unless a recipe trains it; vectors are
+brought to unit variance and coefficients to the scale their slot needs (``start: paper`` undoes the latter);
+both sentences of a row see the same dropout of the condition; the gate and the shared map are trained layers,
+since a frozen encoder cannot adapt to the parameter-free product the paper uses.
 
 Shape letters: N rows, S unique sentences, U unique conditions, D width, K rank, L tokens.
 """
