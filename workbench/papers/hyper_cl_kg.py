@@ -252,7 +252,7 @@ class Ranker:
         """Embed every entity and every relation once."""
         device = loss.queries.device
         every = torch.arange(loss.entities, device=device)
-        parts = [loss.head.adapt(loss.texts.embed_entities(part)) for part in every.split(4096)]
+        parts = [loss.head.adapt(loss.texts.embed_entities(part)) for part in every.split(512)]
         return cls(
             torch.cat(parts), loss.relation_features(torch.arange(relations, device=device)), loss.head
         )
