@@ -49,6 +49,19 @@ def one_encoder(encoder):
         yield
 
 
+@pytest.fixture
+def prepared():
+    """Ask for a prepared data set: without WORKBENCH_DATA its test is skipped, else it must be there."""
+    from workbench.manifests import locate
+
+    def ask(name: str) -> None:
+        if not os.environ.get("WORKBENCH_DATA"):
+            pytest.skip(f"WORKBENCH_DATA is not set, and this test reads the prepared data set {name}")
+        assert locate(name) is not None, f"WORKBENCH_DATA is set and holds no prepared data set {name}"
+
+    return ask
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     """One finished run of the tiny recipe, made once by the real code."""

@@ -284,9 +284,8 @@ def test_a_kept_head_predicts_as_the_run_ranked(name, finished, graph, encoder):
     check_ranks(finished, one, name)
 
 
-def test_a_run_on_the_prepared_graph_opens_its_own_models(one_encoder, tmp_path):
-    if not (Path(os.environ.get("WORKBENCH_DATA", "data")) / "nations").is_dir():
-        pytest.skip("WORKBENCH_DATA does not hold the prepared graph nations")
+def test_a_run_on_the_prepared_graph_opens_its_own_models(one_encoder, tmp_path, prepared):
+    prepared("nations")
     changes = {
         "models": [{"name": "hyper", "kind": "hyper", "rank": 4, "self_weight": True}],
         "reference": "hyper",
@@ -345,6 +344,6 @@ def test_a_damaged_head_is_refused(damage, kept, graph, encoder):
 def test_a_head_trained_on_other_relations_is_refused(name, finished, graph, encoder):
     others = [*graph.relations[:1], "is colder than", *graph.relations[2:]]
     for relations in (others, graph.relations[::-1], graph.relations[:2]):
-        other = Graph(graph.entities, relations, relations, graph.triples)
+        other = Graph(graph.entities, relations, graph.triples)
         with pytest.raises(RunError, match="was trained on other relations than this graph has"):
             LinkPredictor.load(finished.folder / "models" / name, other, encoder)

@@ -2,7 +2,6 @@ import re
 
 import pytest
 
-from workbench.manifests import locate
 from workbench.notebooks import declared_parameters, notebook_folder, notebook_names, run_notebook
 from workbench.papers import load_recipe
 
@@ -10,13 +9,14 @@ pytestmark = pytest.mark.notebook
 
 
 @pytest.mark.parametrize("name", notebook_names())
-def test_every_notebook_runs_top_to_bottom_on_the_tiny_recipe_and_its_page_needs_no_network(name, tiny_run):
+def test_every_notebook_runs_top_to_bottom_on_the_tiny_recipe_and_its_page_needs_no_network(
+    name, tiny_run, prepared
+):
     out = tiny_run.folder.parent.parent
     recipe = tiny_run.recipe["name"]
     if name == "11_hyper_cl_kg":
         recipe = "hyper_cl_wn18rr_tiny"
-        if locate(load_recipe(recipe).data.name) is None:
-            pytest.skip("the prepared graph nations is not on this machine (WORKBENCH_DATA)")
+        prepared(load_recipe(recipe).data.name)
     parameters = {"recipe": recipe, "out": str(out), "live": False}
     declared = declared_parameters(notebook_folder() / f"{name}.ipynb")
     page = run_notebook(name, {key: value for key, value in parameters.items() if key in declared}, out=out)

@@ -35,6 +35,21 @@ class TruncationWarning(UserWarning):
     """A text is longer than the encoder's window; only its beginning is read."""
 
 
+def ragged_rows(
+    offsets: Int[Tensor, " N_plus_1"], texts: Int[Tensor, " B"]
+) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+    """Locate the tokens of texts that lie end to end, text n in rows ``offsets[n]`` to ``offsets[n + 1]``.
+
+    Returns:
+        One line of row numbers per text, as long as the longest (0 after a text's end), and a mask that is
+        true on real tokens.
+    """
+    starts, lengths = offsets[texts], offsets[texts + 1] - offsets[texts]
+    position = torch.arange(int(lengths.max()), device=texts.device)
+    mask = position < lengths[:, None]
+    return torch.where(mask, starts[:, None] + position, 0), mask
+
+
 @dataclass(frozen=True)
 class TokenStates:
     """The last hidden states of texts of unequal length, stored end to end.
@@ -56,10 +71,7 @@ class TokenStates:
         Returns:
             Token states in single precision, zero after a text's end, and a mask that is true on real tokens.
         """
-        starts, lengths = self.offsets[texts], self.offsets[texts + 1] - self.offsets[texts]
-        position = torch.arange(int(lengths.max()), device=texts.device)
-        mask = position < lengths[:, None]
-        rows = torch.where(mask, starts[:, None] + position, 0)
+        rows, mask = ragged_rows(self.offsets, texts)
         return self.states[rows].float() * mask[..., None], mask
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.config import Settings
-from workbench.encoders import TextEncoder, TokenStates
+from workbench.encoders import TextEncoder, TokenStates, ragged_rows
 from workbench.hypernetworks.generators import standardise
 
 READ_AT_ONCE = 256  # texts a forward pass takes outside training
@@ -53,10 +53,9 @@ class TokenIds:
         lengths = torch.tensor([0, *map(len, found["input_ids"])])
         # Encoders without segments (RoBERTa) have no token types.
         types = found.get("token_type_ids") or [[0] * len(ids) for ids in found["input_ids"]]
-        flat = (
+        ids, types = (
             torch.tensor([value for row in rows for value in row]) for rows in (found["input_ids"], types)
         )
-        ids, types = flat
         return cls(ids.to(device), types.to(device), lengths.cumsum(0).to(device))
 
     def __len__(self) -> int:
@@ -67,10 +66,7 @@ class TokenIds:
         self, texts: Int[Tensor, " N"]
     ) -> tuple[Int[Tensor, "N L"], Int[Tensor, "N L"], Bool[Tensor, "N L"]]:
         """Gather texts into one block as long as the longest: ids, types and a mask of real tokens."""
-        starts, lengths = self.offsets[texts], self.offsets[texts + 1] - self.offsets[texts]
-        position = torch.arange(int(lengths.max()), device=texts.device)
-        mask = position < lengths[:, None]
-        rows = torch.where(mask, starts[:, None] + position, 0)
+        rows, mask = ragged_rows(self.offsets, texts)
         return self.ids[rows] * mask, self.types[rows] * mask, mask
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import polars as pl
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch.nn import functional
 
 from workbench.conditions import normalise_text
@@ -16,6 +15,7 @@ from workbench.errors import DataError, RunError
 from workbench.hypernetworks import GeneratedWeights, Rows
 from workbench.hypernetworks.generators import standardise
 from workbench.manifests import cache_folder
+from workbench.papers.comparison import fill_in
 from workbench.papers.hyper_cl_kg import GraphHead
 from workbench.papers.hyper_cl_kg_settings import GraphModelSettings
 from workbench.store import EmbeddingStore
@@ -38,7 +38,7 @@ class LinkPredictor:
         self.head, self.graph = head.eval(), graph
         self.store = EmbeddingStore(encoder, cache or cache_folder())
         with torch.inference_mode():
-            self.entities = head.adapt(self.store.embed(graph.entities))
+            self.entities = head.adapt_all(self.store.embed(graph.entities))
         self.known = graph.known()
 
     @classmethod
@@ -54,10 +54,7 @@ class LinkPredictor:
             relations = len(about["relations"])
             width = relations if settings.condition == "one_hot" else about["width"]
             head = GraphHead(settings, about["width"], width)
-            tensors = load_file(folder / "head.safetensors")
-            head.load_state_dict(tensors)
-            if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-                raise ValueError("the weights hold NaN or infinity")
+            fill_in(head, folder / "head.safetensors")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as problem:
             reason = " ".join(str(problem).split())[:300]
             raise RunError(f"{folder} holds no usable graph head: {reason}. Train it again") from problem
@@ -77,9 +74,7 @@ class LinkPredictor:
                 f"{', '.join(self.graph.relations[:20])}"
             )
         places = torch.tensor([self.graph.relations.index(text) for text in clean])
-        return (
-            functional.one_hot(places, len(self.graph.relations)).float() * len(self.graph.relations) ** 0.5
-        )
+        return standardise(functional.one_hot(places, len(self.graph.relations)).float())
 
     @torch.inference_mode()
     def weights(self, relations: list[str]) -> GeneratedWeights:

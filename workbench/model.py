@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,6 +18,7 @@ from workbench.files import clear_disk_errors
 from workbench.hypernetworks import GeneratedWeights, Rows
 from workbench.hypernetworks.generators import standardise, token_scale
 from workbench.manifests import cache_folder
+from workbench.papers.comparison import fill_in
 from workbench.papers.hyper_cl import Batch, ConditionedHead
 from workbench.papers.hyper_cl_settings import ModelSettings
 from workbench.store import EmbeddingStore
@@ -29,12 +29,8 @@ _AT_ONCE = 1024  # texts whose token states are held together
 # Classes a saved model may name; anything else is refused before a line of it is imported.
 _MODULES = {
     "sentence_transformers.base.modules.transformer.Transformer",
-    "sentence_transformers.models.Transformer",
     "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
-    "sentence_transformers.models.Pooling",
     "sentence_transformers.base.modules.normalize.Normalize",
-    "sentence_transformers.sentence_transformer.modules.normalize.Normalize",
-    "sentence_transformers.models.Normalize",
 }
 _HEAD = "workbench.sentence_module.ConditionedModule"
 
@@ -157,7 +153,8 @@ class HyperCL:
 
     # --- conditions -----------------------------------------------------------------------------------------
 
-    def _scaled(self, embedded: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def scaled(self, embedded: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """Bring the encoder's vectors to the scale the head reads."""
         return standardise(embedded) if self.unit else embedded
 
     def condition_features(self, conditions: list[Condition]) -> Float[Tensor, "U C"]:
@@ -176,7 +173,7 @@ class HyperCL:
                 raise DataError(f"a weighted condition needs texts with finite weights, got {parts}")
             texts = [normalise_condition(text) for text in parts]
             weights = torch.tensor([float(weight) for weight in parts.values()])
-            rows.append(weights @ self._scaled(self.store.embed(texts)))
+            rows.append(weights @ self.scaled(self.store.embed(texts)))
         return torch.stack(rows)
 
     @torch.inference_mode()
@@ -251,7 +248,7 @@ class HyperCL:
                 tokens, mask = self.store.token_states(clean[some]).padded(rows.unique)
                 tokens = token_scale(tokens)
             asked = Rows.of(torch.tensor(which[some]))
-            sentences = self._scaled(plain[some])[rows.unique]
+            sentences = self.scaled(plain[some])[rows.unique]
             batch = Batch(sentences, tokens, mask, rows, features[asked.unique], asked)
             parts.append(functional.normalize(self.head(batch), dim=-1))
         unit = functional.normalize(plain, dim=-1)
@@ -265,16 +262,9 @@ class HyperCL:
 
 
 def _head_of(about: dict[str, Any], path: Path, prefix: str = "") -> ConditionedHead:
-    """Build a head as its card describes it and fill in its weights.
-
-    Raises:
-        ValueError: the weights hold NaN, or belong to another head.
-    """
-    tensors = load_file(path)
+    """Build a head as its card describes it and fill in its weights."""
     head = ConditionedHead(ModelSettings(**about["settings"]), about["width"], about["condition_width"])
-    head.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError("the weights hold NaN or infinity")
+    fill_in(head, path, prefix)
     return head.eval()
 
 

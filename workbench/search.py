@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from workbench.conditions import normalise_condition, normalise_text
 from workbench.errors import DataError
-from workbench.hypernetworks import Rows
+from workbench.hypernetworks import GeneratedWeights, Rows
 from workbench.model import HyperCL
 from workbench.papers.hyper_cl import Batch
 
@@ -72,6 +72,7 @@ class ConditionedIndex:
         self.texts = [normalise_text(text, f"document {row}") for row, text in enumerate(texts)]
         self.plain = model.store.embed(self.texts).to(device)
         self.head = model.head.to(device)
+        self._generated = lru_cache(maxsize=_CONDITIONS_KEPT)(self._generate)
         self._norms = lru_cache(maxsize=_CONDITIONS_KEPT)(self._norms_under)
         self._approximate: object | None = None
 
@@ -79,15 +80,19 @@ class ConditionedIndex:
         """Number of documents N."""
         return len(self.texts)
 
-    def _features(self, condition: str) -> Float[Tensor, "1 C"]:
-        return self.model.condition_features([condition]).to(self.device)
+    @torch.no_grad()
+    def _generate(self, condition: str) -> tuple[Float[Tensor, "1 C"], GeneratedWeights | None]:
+        """Embed a condition and generate its weights, once however often it is searched under."""
+        features = self.model.condition_features([condition]).to(self.device)
+        return features, self.head.generator(features) if self.head.generator is not None else None
 
-    def _map(self, plain: Float[Tensor, "N D"], features: Float[Tensor, "1 C"]) -> Float[Tensor, "N D"]:
+    def _map(self, plain: Float[Tensor, "N D"], condition: str) -> Float[Tensor, "N D"]:
         """Map plain embeddings under a condition, not normalised."""
+        features, weights = self._generated(condition)
         rows = Rows.of(torch.arange(len(plain), device=plain.device))
         one = Rows.of(torch.zeros(len(plain), dtype=torch.long, device=plain.device))
-        scaled = self.model._scaled(plain)
-        return self.head(Batch(scaled, None, None, rows, features, one))
+        scaled = self.model.scaled(plain)
+        return self.head(Batch(scaled, None, None, rows, features, one), weights)
 
     @torch.no_grad()
     def _norms_under(self, condition: str) -> Float[Tensor, " N"]:
@@ -95,8 +100,7 @@ class ConditionedIndex:
         reduced = self.reduced_map(condition)
         if reduced is not None:
             return torch.cat([(part @ reduced).norm(dim=1) for part in self.plain.split(BLOCK)])
-        features = self._features(condition)
-        return torch.cat([self._map(part, features).norm(dim=1) for part in self.plain.split(BLOCK)])
+        return torch.cat([self._map(part, condition).norm(dim=1) for part in self.plain.split(BLOCK)])
 
     @torch.no_grad()
     def reduced_map(self, condition: str) -> Float[Tensor, "D K"] | None:
@@ -108,14 +112,14 @@ class ConditionedIndex:
         settings = self.head.settings
         if settings.kind != "hyper" or settings.rank is None or settings.identity:
             return None
-        weights = self.model.weights([condition]).tensors
+        weights = self._generated(condition)[1].tensors
         down, up = weights["projection.down"][0].double(), weights["projection.up"][0].double()
         # A hair on the diagonal: rank-deficient factors are no reason to fail.
         gram = up @ up.T
         gram.diagonal().add_(1e-12 * gram.diagonal().mean())
-        scale = self.model._scaled(torch.ones(1, 1, dtype=torch.double).expand(1, down.shape[0]))[0, 0]
-        return (scale * down @ torch.linalg.cholesky(gram)).float().to(self.device)
+        return (self.model.scaled(down.T).T @ torch.linalg.cholesky(gram)).float().to(self.device)
 
+    @torch.no_grad()
     def carried(
         self, queries: list[str], condition: str
     ) -> tuple[Float[Tensor, "Q D"], Float[Tensor, " Q"], Float[Tensor, " Q"]]:
@@ -132,12 +136,10 @@ class ConditionedIndex:
             raise DataError("no query to search with; give at least one")
         clean = [normalise_text(text, f"query {row}") for row, text in enumerate(queries)]
         asked = self.model.store.embed(clean).to(self.device)
-        # Outside the derivative: a condition that is new is encoded and written to the store here.
-        features, zero = self._features(condition), torch.zeros_like(asked)
+        mapped = self._map(asked, condition)  # before the derivative: a new condition is encoded here
+        zero = torch.zeros_like(asked)
         with torch.enable_grad():
-            bias, back = torch.func.vjp(lambda plain: self._map(plain, features), zero)
-            with torch.no_grad():
-                mapped = self._map(asked, features)
+            bias, back = torch.func.vjp(lambda plain: self._map(plain, condition), zero)
             (carried,) = back(mapped)  # the map is affine: its derivative is W everywhere
         constant = (bias.detach() * mapped).sum(1)
         return carried.detach(), constant, mapped.norm(dim=1)

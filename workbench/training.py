@@ -42,6 +42,10 @@ class Training(Settings):
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
     clip: float | None = Field(default=None, gt=0, description="largest gradient norm; null for none")
 
+    def at_rate(self, learning_rate: float | None) -> "Training":
+        """Return these settings with another learning rate; None leaves it."""
+        return self if learning_rate is None else self.model_copy(update={"learning_rate": learning_rate})
+
 
 class _Stop:
     """Remembers that a signal asked to stop, so that a step is never cut in two."""

@@ -1,7 +1,6 @@
 """Knowledge graphs: what is read, how entities are written, what is known, and what is refused."""
 
 import logging
-import os
 from pathlib import Path
 
 import polars as pl
@@ -113,11 +112,10 @@ def test_a_limit_keeps_the_first_triples_of_every_split(tmp_path):
     assert {len(found) for found in graph.triples.values()} == {1}
 
 
-def test_the_prepared_graph_of_the_tiny_recipe_can_be_read():
-    if not (Path(os.environ.get("WORKBENCH_DATA", "data")) / "nations").is_dir():
-        pytest.skip("WORKBENCH_DATA does not hold the prepared graph nations")
+def test_the_prepared_graph_of_the_tiny_recipe_can_be_read(prepared):
+    prepared("nations")
     graph = load_graph(GraphData(source="manifest", name="nations"))
-    assert (len(graph.entities), len(graph.names)) == (14, 2 * 55)
+    assert (len(graph.entities), len(graph.relations)) == (14, 2 * 55)
     assert all(found[:, [0, 2]].max() < 14 for found in graph.triples.values())
 
 
@@ -183,7 +181,6 @@ def test_white_space_around_names_is_no_part_of_the_text(tmp_path):
 def test_every_triple_asks_for_its_tail_and_inversely_for_its_head(tmp_path):
     graph = load(write(tmp_path))
     assert graph.relations == ["lies in", "pays with", "inverse lies in", "inverse pays with"]
-    assert graph.names == graph.relations
     # (0, 0, 1) also asks (1, 0 + 2, 0), and so on; the inverses stand in the second half.
     assert graph.queries("train").tolist() == [
         *([0, 0, 1], [1, 1, 2], [3, 0, 1]),

@@ -154,7 +154,7 @@ def test_ranks_and_metrics_are_those_of_pykeen(monkeypatch, tmp_path):
         use_tqdm=False,
     )
 
-    graph = Graph([""] * 12, [""] * 6, [""] * 6, splits)
+    graph = Graph([""] * 12, [""] * 6, splits)
     asked = graph.queries("test")
     heads, relation, tails = asked.unbind(1)
     known = graph.known()

@@ -181,9 +181,7 @@ def test_another_relation_gives_other_weights(name, graph, texts):
 def test_another_relation_text_gives_another_query_and_the_same_text_the_same(name, texts, store):
     words = ["has the capital", "is ruled from the city", "has the capital"]
     other = FrozenTexts(texts.entities, standardise(store.embed(words)))
-    head = loss_of(
-        model_of(name), Graph([""] * 31, words, words, {"train": torch.zeros(1, 3).long()}), other
-    ).head
+    head = loss_of(model_of(name), Graph([""] * 31, words, {"train": torch.zeros(1, 3).long()}), other).head
     found = Ranker(texts.entities, other.relations, head).queries(torch.tensor([0, 0, 0]), torch.arange(3))[0]
     torch.testing.assert_close(found[0], found[2], rtol=0, atol=1e-5)  # rows of a batched product
     assert functional.cosine_similarity(found[0], found[1], dim=0) < 0.999

@@ -1,9 +1,7 @@
 """Hyper-CL on graphs: ranks, re-ranking, baselines and whole comparisons, against loops and hand counts."""
 
-import os
 from collections import deque
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -45,7 +43,7 @@ def graph() -> Graph:
     train = [one for one in [*days, *months, *seasons] if one not in test + valid]
     splits = {"train": train, "valid": valid, "test": test}
     relations = [*NAMES, *(f"inverse {name}" for name in NAMES)]
-    return Graph(texts, relations, relations, {name: torch.tensor(rows) for name, rows in splits.items()})
+    return Graph(texts, relations, {name: torch.tensor(rows) for name, rows in splits.items()})
 
 
 def recipe_of(**changes) -> HyperCLGraphRecipe:
@@ -164,7 +162,7 @@ def test_a_neighbourhood_is_what_a_breadth_first_search_reaches(hops):
     draw = torch.Generator().manual_seed(hops)
     ends = torch.randint(25, (20, 2), generator=draw)  # some entities without any triple
     train = torch.stack([ends[:, 0], torch.zeros(20, dtype=torch.int64), ends[:, 1]], 1)
-    graph = Graph([""] * 25, ["", ""], ["", ""], {"train": torch.cat([train, train[:3]])})
+    graph = Graph([""] * 25, ["", ""], {"train": torch.cat([train, train[:3]])})
     heads = torch.cat([torch.arange(25), torch.tensor([3, 3, 0])])
     block = torch.randn(28, 25, generator=draw)
     bonus = Neighbourhood(graph, hops, 0.25).add_to(block.clone(), heads) - block
@@ -332,9 +330,8 @@ def test_the_identity_of_the_data_follows_texts_and_triples(graph, monkeypatch):
     }  # fmt: skip
 
 
-def test_the_tiny_recipe_runs_on_its_prepared_graph(store, tmp_path):
-    if not (Path(os.environ.get("WORKBENCH_DATA", "data")) / "nations").is_dir():
-        pytest.skip("WORKBENCH_DATA does not hold the prepared graph nations")
+def test_the_tiny_recipe_runs_on_its_prepared_graph(store, tmp_path, prepared):
+    prepared("nations")
     data = {"source": "manifest", "name": "nations", "limit": 100}
     recipe = load_recipe("hyper_cl_wn18rr_tiny", {"data": data})
     found = compare(recipe, load_data(recipe).content, store, tmp_path, "cpu").metrics

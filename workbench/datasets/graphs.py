@@ -65,13 +65,11 @@ class Graph:
     Attributes:
         entities: one text per entity.
         relations: one text per relation, the inverses after the relations themselves.
-        names: of the relations, for tables; as many as ``relations``.
         triples: per split, head, relation and tail as row numbers.
     """
 
     entities: list[str]
     relations: list[str]
-    names: list[str]
     triples: dict[str, Int[Tensor, "N 3"]]
 
     def queries(self, split: str) -> Int[Tensor, "Q 3"]:
@@ -153,7 +151,7 @@ def load_graph(data: GraphData) -> Graph:
              for row, name in enumerate(relations["name"])]  # fmt: skip
     texts = _entity_texts(entities, triples["train"], data)
     both = [*names, *(f"inverse {name}" for name in names)]
-    return Graph(texts, both, both, triples)
+    return Graph(texts, both, triples)
 
 
 def _read_folder(folder: Path) -> dict[str, pl.DataFrame]:

@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from workbench.config import Recipe
+from workbench.encoders import PACKAGED
 from workbench.evaluation.similarity import Measured
 from workbench.files import write_atomic
 
@@ -31,6 +35,23 @@ METRIC_COLUMNS = {
     "count": pl.Int64,
     "seed": pl.Int64,
 }
+
+
+class ComparisonRecipe(Recipe):
+    """What every recipe that compares models has; a subclass declares ``models``."""
+
+    encoder: str = Field(default=PACKAGED, min_length=1)
+    reference: str = Field(default="hadamard", description="the model that differences are taken to")
+
+    @model_validator(mode="after")
+    def _models_are_named_once_and_known(self) -> "ComparisonRecipe":
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models: every name once, got {names}")
+        for asked in (self.reference, *(model.against for model in self.models if model.against)):
+            if asked not in names:
+                raise ValueError(f"reference or against: {asked!r} is not one of the models {names}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,71 @@ class Clock:
         if self.device.type == "cuda":
             found["peak_device_mib"] = torch.cuda.max_memory_allocated(self.device) // 2**20
         return found
+
+
+def run_models(
+    recipe: ComparisonRecipe,
+    untrained: tuple[str, ...],
+    baseline: Callable[[str], dict[str, Tensor]],
+    train: Callable[[Any, int], tuple[dict[str, Tensor], dict[str, Any]]],
+) -> list[Found]:
+    """Go through a recipe's models, the trained ones under every seed, with a progress bar.
+
+    Args:
+        recipe: whose models.
+        untrained: kinds that need no training and have no seed.
+        baseline: from such a kind to its results.
+        train: from a model's settings and a seed to its results and card.
+    """
+    jobs = [
+        (model, seed)
+        for model in recipe.models
+        for seed in ((None,) if model.kind in untrained else recipe.seeds)
+    ]
+    found: list[Found] = []
+    bar = tqdm(jobs, desc=recipe.name, unit="model")
+    for model, seed in bar:
+        bar.set_postfix_str(model.name if seed is None else f"{model.name}, seed {seed}")
+        if seed is None:
+            card = {"model": model.name, "seed": None, "settings": model.model_dump(mode="json")}
+            found.append(Found(model.name, None, baseline(model.kind), card))
+        else:
+            found.append(Found(model.name, seed, *train(model, seed)))
+    return found
+
+
+def training_folder(workspace: Path, model: str, seed: int) -> Path:
+    """Return the folder of one model's training under one seed."""
+    return workspace / "training" / f"{model}-seed{seed}"
+
+
+def card_of(
+    model: Any, seed: int, module: nn.Module, cost: Mapping[str, Any], history: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what every trained model's card says: settings, parameters, cost, loss by epoch."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    about = {"model": model.name, "seed": seed, "settings": model.model_dump(mode="json")}
+    return {**about, "parameters": parameters, **cost, "history": history}
+
+
+def keep_head(folder: Path, head: nn.Module, about: Mapping[str, Any]) -> None:
+    """Write a trained head, and what is needed to build it again, into a run."""
+    write_atomic(folder / "head.json", json.dumps(dict(about), indent=1, ensure_ascii=False))
+    tensors = {name: tensor.cpu() for name, tensor in head.state_dict().items()}
+    write_atomic(folder / "head.safetensors", save(tensors))
+
+
+def fill_in(head: nn.Module, path: Path, prefix: str = "") -> None:
+    """Load a kept head's weights into one that was built from its card.
+
+    Raises:
+        ValueError: the weights hold NaN or infinity.
+        RuntimeError: they belong to another head.
+    """
+    tensors = load_file(path)
+    head.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError("the weights hold NaN or infinity")
 
 
 def finished_or(

@@ -31,7 +31,6 @@ since a frozen encoder cannot adapt to the parameter-free product the paper uses
 Shape letters: N rows, S unique sentences, U unique conditions, D width, K rank, L tokens.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -243,7 +242,7 @@ def encode_splits(tables: dict[str, pl.DataFrame], store: EmbeddingStore, device
     one_hot = torch.zeros(len(conditions), len(trained))
     for row, text in enumerate(conditions):
         if text in trained:
-            one_hot[row, trained[text]] = math.sqrt(len(trained))  # unit variance, as embeddings have
+            one_hot[row, trained[text]] = 1
     store.prepare([*texts, *conditions])
     place, asked = ({text: row for row, text in enumerate(known)} for known in (texts, conditions))
 
@@ -265,7 +264,7 @@ def encode_splits(tables: dict[str, pl.DataFrame], store: EmbeddingStore, device
         tokens = TokenStates(tokens.states.to(device), tokens.offsets.to(device))
     sentences = standardise(store.embed(texts)).to(device)
     embedded = standardise(store.embed(conditions)).to(device)
-    return Encoded(sentences, tokens, embedded, one_hot.to(device), splits, (texts, conditions))
+    return Encoded(sentences, tokens, embedded, standardise(one_hot).to(device), splits, (texts, conditions))
 
 
 # --- the objective: equation (5) ----------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Trains and measures every model of a Hyper-CL recipe; a killed run loses one model at most."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from workbench.datasets.pairs import load_pairs
 from workbench.encoders import TextEncoder
 from workbench.evaluation.similarity import METRICS, measure
-from workbench.files import digest, write_atomic
+from workbench.files import digest
 from workbench.hypernetworks import health_of
 from workbench.papers.comparison import (
     METRIC_COLUMNS,
@@ -25,8 +24,12 @@ from workbench.papers.comparison import (
     Comparison,
     Found,
     Loaded,
+    card_of,
     finished_or,
+    keep_head,
     metric_rows,
+    run_models,
+    training_folder,
 )
 from workbench.papers.hyper_cl import (
     ConditionedHead,
@@ -38,7 +41,7 @@ from workbench.papers.hyper_cl import (
 from workbench.papers.hyper_cl_finetuning import TriEncoder, finetuned
 from workbench.papers.hyper_cl_settings import JOINT, UNTRAINED, HyperCLRecipe, ModelSettings
 from workbench.store import EmbeddingStore
-from workbench.training import Training, fit, seed_everything
+from workbench.training import fit, seed_everything
 
 RECIPE = HyperCLRecipe
 SPLITS = ("valid", "test")
@@ -86,26 +89,16 @@ def compare(
         RunError: a training diverged, or the disk is full; finished models stay in the workspace.
     """
     encoded = encode_splits(tables, store, device)
-    jobs = [
-        (model, seed)
-        for model in recipe.models
-        for seed in ((None,) if model.kind in UNTRAINED else recipe.seeds)
-    ]
-    found: list[Found] = []
-    bar = tqdm(jobs, desc=recipe.name, unit="model")
-    for model, seed in bar:
-        bar.set_postfix_str(model.name if seed is None else f"{model.name}, seed {seed}")
-        if seed is None:
-            scores = {
-                split: baseline_scores(model.kind, encoded, tables, store, split)
-                for split in SPLITS
-                if split in tables
-            }
-            card = {"model": model.name, "seed": None, "settings": model.model_dump(mode="json")}
-        else:
-            job = _Job(recipe, model, seed, encoded, store.encoder, workspace)
-            scores, card = finished_or(job.folder, job.train)
-        found.append(Found(model.name, seed, scores, card))
+    wanted = [split for split in SPLITS if split in tables]
+
+    def baseline(kind: str) -> dict[str, Tensor]:
+        return {split: baseline_scores(kind, encoded, tables, store, split) for split in wanted}
+
+    def train(model: ModelSettings, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        job = _Job(recipe, model, seed, encoded, store.encoder, workspace)
+        return finished_or(training_folder(workspace, model.name, seed), job.train)
+
+    found = run_models(recipe, UNTRAINED, baseline, train)
     return Comparison(
         metrics=_metrics(recipe, tables, found),
         scores=_score_table(tables, found),
@@ -124,13 +117,6 @@ class _Job:
     encoder: TextEncoder
     workspace: Path
 
-    @property
-    def folder(self) -> Path:
-        return self._folder_of(self.model.name)
-
-    def _folder_of(self, model: str) -> Path:
-        return self.workspace / "training" / f"{model}-seed{self.seed}"
-
     def train(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Train and score; results are the scores by split."""
         recipe, model, encoded = self.recipe, self.model, self.encoded
@@ -146,8 +132,7 @@ class _Job:
             module = nn.ModuleDict({"head": head, "encoder": source})
             rates = {"encoder.reader.": recipe.finetuning.learning_rate}
         loss = PairLoss(head, source, teacher=self._teacher())
-        changes = {"learning_rate": model.learning_rate} if model.learning_rate else {}
-        training = Training(**{**recipe.training.model_dump(), **changes})
+        training = recipe.training.at_rate(model.learning_rate)
         history = fit(module, loss, loss.count, training, folder, seed=self.seed, rates=rates)
         cost = clock.stop()
         tuned = source
@@ -156,14 +141,7 @@ class _Job:
         taught = ("train",) if model.name in {other.teacher for other in recipe.models} else ()
         wanted = [split for split in (*SPLITS, *taught) if split in encoded.splits]
         scores = {split: head_scores(head, source, source.splits[split]) for split in wanted}
-        card = {
-            "model": model.name,
-            "seed": self.seed,
-            "settings": model.model_dump(mode="json"),
-            "parameters": sum(parameter.numel() for parameter in module.parameters()),
-            **cost,
-            "history": history,
-        }
+        card = card_of(model, self.seed, module, cost, history)
         if start is not None:
             known = torch.unique(encoded.splits["train"].condition)[:256]
             card["health"] = health_of(
@@ -178,7 +156,8 @@ class _Job:
         """Return the teacher's scores of train under the same seed."""
         if not self.model.teacher:
             return None
-        return load_file(self._folder_of(self.model.teacher) / "results.safetensors")["train"]
+        folder = training_folder(self.workspace, self.model.teacher, self.seed)
+        return load_file(folder / "results.safetensors")["train"]
 
     def _keep(self, head: ConditionedHead, tuned: TriEncoder | None, card: dict[str, Any]) -> None:
         """Keep a trained head with the run, and the encoder if it was trained too."""
@@ -188,8 +167,7 @@ class _Job:
         if tuned is not None:
             about |= {"encoder": "encoder", "unit": tuned.reader.normalise}
             tuned.reader.save(self.encoder, kept / "encoder")
-        write_atomic(kept / "head.json", json.dumps(about, indent=1))
-        write_atomic(kept / "head.safetensors", save({k: v.cpu() for k, v in head.state_dict().items()}))
+        keep_head(kept, head, about)
 
 
 def baseline_scores(

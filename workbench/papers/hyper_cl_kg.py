@@ -37,7 +37,7 @@ from torch.nn import functional
 
 from workbench.datasets.graphs import Graph, KnownTails
 from workbench.encoders import TextEncoder
-from workbench.evaluation.ranking import Ranks, count_ranks
+from workbench.evaluation.ranking import Ranks, count_ranks, dot_scores
 from workbench.finetuning import Finetuning, Reader, TokenIds
 from workbench.hypernetworks import LinearGenerator, ParamSpec, Rows, Slot, project
 from workbench.hypernetworks.generators import standardise
@@ -59,6 +59,10 @@ class FrozenTexts(nn.Module):
         """Return the unit-norm embeddings of entities."""
         return self.entities[wanted]
 
+    def every_entity(self) -> Float[Tensor, "E D"]:
+        """Return the unit-norm embeddings of all entities."""
+        return self.entities
+
     def embed_relations(self, wanted: Int[Tensor, " U"]) -> Float[Tensor, "U D"]:
         """Return the embeddings of relations, entries of unit variance."""
         return self.relations[wanted]
@@ -78,6 +82,10 @@ class GraphReader(nn.Module):
     def embed_entities(self, wanted: Int[Tensor, " M"]) -> Float[Tensor, "M D"]:
         """Return the unit-norm embeddings of entities."""
         return functional.normalize(self.reader(self.entities, wanted)[0], dim=-1)
+
+    def every_entity(self) -> Float[Tensor, "E D"]:
+        """Read all entities once, sorted by length."""
+        return functional.normalize(self.reader.read_all(self.entities, tokens=False)[0], dim=-1)
 
     def embed_relations(self, wanted: Int[Tensor, " U"]) -> Float[Tensor, "U D"]:
         """Return the embeddings of relations, entries of unit variance if the settings say so."""
@@ -132,6 +140,10 @@ class GraphHead(nn.Module):
         if self.adapter is None:
             return entities
         return functional.normalize(entities + self.adapter(standardise(entities)), dim=-1)
+
+    def adapt_all(self, entities: Float[Tensor, "E D"]) -> Float[Tensor, "E D"]:
+        """Adapt a whole table in blocks, so that the hidden layer never holds all of it."""
+        return torch.cat([self.adapt(part) for part in entities.split(4096)])
 
     def forward(
         self, heads: Float[Tensor, "B D"], relations: Float[Tensor, "U C"], by_relation: Rows
@@ -250,12 +262,8 @@ class Ranker:
     @torch.inference_mode()
     def of(cls, loss: GraphLoss, relations: int) -> "Ranker":
         """Embed every entity and every relation once."""
-        device = loss.queries.device
-        every = torch.arange(loss.entities, device=device)
-        parts = [loss.head.adapt(loss.texts.embed_entities(part)) for part in every.split(512)]
-        return cls(
-            torch.cat(parts), loss.relation_features(torch.arange(relations, device=device)), loss.head
-        )
+        asked = torch.arange(relations, device=loss.queries.device)
+        return cls(loss.head.adapt_all(loss.texts.every_entity()), loss.relation_features(asked), loss.head)
 
     @torch.inference_mode()
     def queries(
@@ -272,10 +280,10 @@ class Ranker:
         """Rank the tail of every question among all entities, filtered by what is known."""
         heads, relations, tails = asked.unbind(1)
         queries, own = self.queries(heads, relations)
-        turned = self.entities.T
+        plain = dot_scores(queries, self.entities)
 
         def scores(rows: slice) -> Tensor:
-            block = queries[rows] @ turned
+            block = plain(rows)
             if self.head.settings.self_weight:
                 block.scatter_add_(1, heads[rows, None], -own[rows, None])
             return block if bonus is None else bonus.add_to(block, heads[rows])

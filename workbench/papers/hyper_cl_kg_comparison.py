@@ -1,6 +1,5 @@
 """Trains and ranks every model of a knowledge-graph recipe; a killed run loses one model at most."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from workbench.datasets.graphs import Graph, load_graph
+from workbench.datasets.graphs import Graph, KnownTails, load_graph
+from workbench.encoders import TextEncoder
 from workbench.evaluation.ranking import Ranks, count_ranks, metric_values, resample
 from workbench.evaluation.similarity import Measured
-from workbench.files import digest, write_atomic
+from workbench.files import digest
 from workbench.hypernetworks import health_of
 from workbench.hypernetworks.generators import standardise
 from workbench.papers.comparison import (
@@ -25,8 +23,12 @@ from workbench.papers.comparison import (
     Comparison,
     Found,
     Loaded,
+    card_of,
     finished_or,
+    keep_head,
     metric_rows,
+    run_models,
+    training_folder,
 )
 from workbench.papers.hyper_cl_kg import (
     FrozenTexts,
@@ -38,7 +40,7 @@ from workbench.papers.hyper_cl_kg import (
 )
 from workbench.papers.hyper_cl_kg_settings import UNTRAINED, GraphModelSettings, HyperCLGraphRecipe
 from workbench.store import EmbeddingStore
-from workbench.training import Training, fit, seed_everything
+from workbench.training import fit, seed_everything
 
 RECIPE = HyperCLGraphRecipe
 SPLITS = ("valid", "test")
@@ -76,26 +78,14 @@ def compare(
     """
     store.prepare([*graph.entities, *graph.relations])
     texts = FrozenTexts(store.embed(graph.entities), standardise(store.embed(graph.relations))).to(device)
-    found: list[Found] = []
-    jobs = [
-        (model, seed)
-        for model in recipe.models
-        for seed in ((None,) if model.kind in UNTRAINED else recipe.seeds)
-    ]
-    bar = tqdm(jobs, desc=recipe.name, unit="model")
-    for model, seed in bar:
-        bar.set_postfix_str(model.name if seed is None else f"{model.name}, seed {seed}")
-        if seed is None:
-            results = _baseline_ranks(model.kind, graph, texts)
-            card: dict[str, Any] = {
-                "model": model.name,
-                "seed": None,
-                "settings": model.model_dump(mode="json"),
-            }
-        else:
-            job = _Job(recipe, model, seed, graph, texts, store, workspace)
-            results, card = finished_or(workspace / "training" / f"{model.name}-seed{seed}", job.train)
-        found.append(Found(model.name, seed, results, card))
+    known = graph.known()
+    near = Neighbourhood(graph, recipe.rerank.hops, recipe.rerank.weight) if recipe.rerank else None
+
+    def train(model: GraphModelSettings, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        job = _Job(recipe, model, seed, graph, texts, known, near, store.encoder, workspace)
+        return finished_or(training_folder(workspace, model.name, seed), job.train)
+
+    found = run_models(recipe, UNTRAINED, lambda kind: _baseline_ranks(kind, graph, texts, known), train)
     return Comparison(
         _metrics(recipe, graph, found), _rank_table(graph, found), [item.card for item in found]
     )
@@ -110,7 +100,9 @@ class _Job:
     seed: int
     graph: Graph
     texts: FrozenTexts
-    store: EmbeddingStore
+    known: KnownTails
+    near: Neighbourhood | None
+    encoder: TextEncoder
     workspace: Path
 
     def train(self, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -121,16 +113,15 @@ class _Job:
         clock = Clock(device)
         texts, rates = self.texts, {}
         if recipe.finetuning:
-            texts = GraphReader(self.store.encoder, recipe.finetuning, graph).to(device)
+            texts = GraphReader(self.encoder, recipe.finetuning, graph).to(device)
             rates = {"texts.reader.": recipe.finetuning.learning_rate}
         relations, width = len(graph.relations), self.texts.entities.shape[1]
         one_hot = None
         if model.condition == "one_hot":
-            one_hot = torch.eye(relations, device=device) * relations**0.5  # unit variance, as texts have
+            one_hot = standardise(torch.eye(relations, device=device))
         head = GraphHead(model, width, width if one_hot is None else relations).to(device)
         start = head.generator.head.weight.detach().clone() if head.generator is not None else None
-        changes = {"learning_rate": model.learning_rate} if model.learning_rate else {}
-        training = Training(**{**recipe.training.model_dump(), **changes})
+        training = recipe.training.at_rate(model.learning_rate)
         loss = GraphLoss(head, texts, graph, one_hot, training.batch_size).to(device)
         history = fit(loss, loss, loss.count, training, folder, seed=self.seed, rates=rates)
         cost = clock.stop()
@@ -139,15 +130,8 @@ class _Job:
         for split, rerank, ranks in self._all_ranks(ranker):
             results |= {f"{split}{rerank}.optimistic": ranks.optimistic.cpu()}
             results |= {f"{split}{rerank}.pessimistic": ranks.pessimistic.cpu()}
-        card = {
-            "model": model.name,
-            "seed": self.seed,
-            "settings": model.model_dump(mode="json"),
-            "parameters": sum(parameter.numel() for parameter in loss.parameters()),
-            **cost,
-            "history": history,
-            "temperature": float(torch.exp(-head.log_scale.detach())),
-        }
+        card = card_of(model, self.seed, loss, cost, history)
+        card["temperature"] = float(torch.exp(-head.log_scale.detach()))
         if start is not None and model.kind == "hyper":  # one generated number has no directions
             card["health"] = health_of(head.generator, ranker.relations, start).to_dict()
             card["cost"] = head.generator.cost()
@@ -157,30 +141,22 @@ class _Job:
 
     def _all_ranks(self, ranker: Ranker) -> Iterator[tuple[str, str, Ranks]]:
         """Rank valid and test, plainly and, if the recipe asks for it, re-ranked."""
-        known, rerank = self.graph.known(), self.recipe.rerank
-        known = known.to(ranker.entities.device)
+        known = self.known.to(ranker.entities.device)
         for split in SPLITS:
             asked = self.graph.queries(split).to(ranker.entities.device)
             yield split, "", ranker.ranks(asked, known)
-            if rerank:
-                near = Neighbourhood(self.graph, rerank.hops, rerank.weight)
-                yield split, ".rerank", ranker.ranks(asked, known, near)
+            if self.near is not None:
+                yield split, ".rerank", ranker.ranks(asked, known, self.near)
 
     def _keep(self, head: GraphHead, width: int) -> None:
         """Keep a trained head with the run."""
-        kept = self.workspace / "models" / self.model.name
-        about = {
-            "settings": self.model.model_dump(mode="json"),
-            "width": width,
-            "encoder": self.recipe.encoder,
-        }
-        about |= {"relations": self.graph.relations}
-        write_atomic(kept / "head.json", json.dumps(about, indent=1, ensure_ascii=False))
-        write_atomic(kept / "head.safetensors", save({k: v.cpu() for k, v in head.state_dict().items()}))
+        about = {"settings": self.model.model_dump(mode="json"), "width": width}
+        about |= {"encoder": self.recipe.encoder, "relations": self.graph.relations}
+        keep_head(self.workspace / "models" / self.model.name, head, about)
 
 
 @torch.inference_mode()
-def _baseline_ranks(kind: str, graph: Graph, texts: FrozenTexts) -> dict[str, Tensor]:
+def _baseline_ranks(kind: str, graph: Graph, texts: FrozenTexts, known: KnownTails) -> dict[str, Tensor]:
     """Rank without training.
 
     Args:
@@ -188,8 +164,9 @@ def _baseline_ranks(kind: str, graph: Graph, texts: FrozenTexts) -> dict[str, Te
             head) or "cosine" (of the plain embeddings, which never sees the relation).
         graph: the questions.
         texts: the embeddings.
+        known: the true tails of all splits.
     """
-    train, known = graph.queries("train"), graph.known()
+    train = graph.queries("train")
     entities, relations = len(graph.entities), len(graph.relations)
     counts = torch.zeros(relations, entities)
     counts.index_put_((train[:, 1], train[:, 2]), torch.ones(len(train)), accumulate=True)
@@ -277,7 +254,9 @@ def _groups(graph: Graph, split: str, recipe: HyperCLGraphRecipe) -> list[tuple[
             groups += [("entity=seen", seen), ("entity=unseen", ~seen)]
     if "relation" in recipe.group_by:
         both = asked[:, 1] % relations
-        groups += [(f"relation={graph.names[relation]}", both == relation) for relation in np.unique(both)]
+        groups += [
+            (f"relation={graph.relations[relation]}", both == relation) for relation in np.unique(both)
+        ]
     return [(name, chosen) for name, chosen in groups if chosen.any()]
 
 

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workbench.config import Recipe, Settings
+from workbench.config import Settings
 from workbench.datasets.graphs import GraphData
-from workbench.encoders import PACKAGED
 from workbench.finetuning import Finetuning
+from workbench.papers.comparison import ComparisonRecipe
 from workbench.training import Training
 
 UNTRAINED = ("frequency", "cosine")
@@ -76,26 +76,14 @@ class Rerank(Settings):
     weight: float = Field(default=0.05, gt=0)
 
 
-class HyperCLGraphRecipe(Recipe):
+class HyperCLGraphRecipe(ComparisonRecipe):
     """Settings of one comparison on one graph."""
 
     paper: Literal["hyper_cl_kg"]
     data: GraphData
-    encoder: str = Field(default=PACKAGED, min_length=1)
     finetuning: Finetuning | None = None
     training: Training
     models: tuple[GraphModelSettings, ...] = Field(min_length=1)
-    reference: str = Field(default="hadamard", description="the model that differences are taken to")
     group_by: tuple[Literal["direction", "relation", "entity"], ...] = ("direction", "entity", "relation")
     rerank: Rerank | None = None
     resamples: int = Field(default=1000, ge=100)
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> "HyperCLGraphRecipe":
-        names = [model.name for model in self.models]
-        if len(set(names)) < len(names):
-            raise ValueError(f"models: every name once, got {names}")
-        for asked in (self.reference, *(model.against for model in self.models if model.against)):
-            if asked not in names:
-                raise ValueError(f"reference or against: {asked!r} is not one of the models {names}")
-        return self

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workbench.config import Recipe, Settings
+from workbench.config import Settings
 from workbench.datasets.pairs import PairData
-from workbench.encoders import PACKAGED
 from workbench.finetuning import Finetuning
+from workbench.papers.comparison import ComparisonRecipe
 from workbench.training import Training
 
 UNTRAINED = ("cosine", "prompt", "condition_only")
@@ -79,27 +79,20 @@ class ModelSettings(Settings):
         return self
 
 
-class HyperCLRecipe(Recipe):
+class HyperCLRecipe(ComparisonRecipe):
     """Settings of one comparison on one data set."""
 
     paper: Literal["hyper_cl"]
     data: PairData
-    encoder: str = Field(default=PACKAGED, min_length=1)
     finetuning: Finetuning | None = None
     training: Training
     models: tuple[ModelSettings, ...] = Field(min_length=1)
-    reference: str = Field(default="hadamard", description="the model that differences are taken to")
     group_by: tuple[str, ...] = Field(default=("condition_kind",), description="columns to report apart")
     resamples: int = Field(default=1000, ge=100)
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> "HyperCLRecipe":
+    def _teachers_stand_first_and_joint_readers_are_trained(self) -> "HyperCLRecipe":
         names = [model.name for model in self.models]
-        if len(set(names)) < len(names):
-            raise ValueError(f"models: every name once, got {names}")
-        for asked in (self.reference, *(model.against for model in self.models if model.against)):
-            if asked not in names:
-                raise ValueError(f"reference or against: {asked!r} is not one of the models {names}")
         for place, model in enumerate(self.models):
             if model.teacher and model.teacher not in names[:place]:
                 raise ValueError(f"model {model.name}: its teacher {model.teacher!r} must stand before it")

@@ -20,18 +20,17 @@ from typing import Any, Literal
 
 import polars as pl
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch.nn import functional
 
-from workbench.config import Recipe, Settings
+from workbench.config import Settings
 from workbench.datasets.graphs import GraphData, load_graph
 from workbench.datasets.pairs import COLUMNS, check_columns, read_table, split_files
-from workbench.encoders import PACKAGED
 from workbench.errors import DataError
 from workbench.files import digest
 from workbench.hypernetworks import Rows
 from workbench.hypernetworks.generators import standardise
-from workbench.papers.comparison import METRIC_COLUMNS, Comparison, Loaded
+from workbench.papers.comparison import METRIC_COLUMNS, Comparison, ComparisonRecipe, Loaded
 from workbench.papers.hyper_cl import Batch, ConditionedHead
 from workbench.papers.hyper_cl_settings import ModelSettings
 from workbench.store import EmbeddingStore
@@ -45,12 +44,12 @@ class TimingModel(Settings):
 
     name: str = Field(pattern="^[a-z][a-z0-9_]*$")
     kind: Literal["bi_encoder", "hadamard", "concat", "hyper"]
-    rank: int | None = Field(default=None, gt=0)
+    low_rank: bool = Field(default=False, description="two factors of rank width / 12, as published")
     against: str | None = None
 
     def rank_at(self, width: int) -> int | None:
-        """Rank at another width; the paper keeps width / 12."""
-        return None if self.rank is None else width // 12
+        """Rank of the generated factors at a width; None for the full matrix."""
+        return width // 12 if self.low_rank else None
 
 
 class TimingData(Settings):
@@ -62,24 +61,16 @@ class TimingData(Settings):
     label_range: tuple[float, float] = (0.0, 1.0)
 
 
-class TimingRecipe(Recipe):
+class TimingRecipe(ComparisonRecipe):
     """Settings of one table."""
 
     paper: Literal["hyper_cl_timing"]
     task: Literal["pairs", "triples"]
     data: TimingData
-    encoder: str = Field(default=PACKAGED, min_length=1)
     models: tuple[TimingModel, ...] = Field(min_length=1)
     reference: str = "bi_encoder"
     batch: int = Field(default=128, gt=1, description="the fair batch")
     sample: int = Field(default=256, ge=8, description="texts that are timed")
-
-    @model_validator(mode="after")
-    def _the_reference_is_a_model(self) -> "TimingRecipe":
-        names = [model.name for model in self.models]
-        if self.reference not in names or len(set(names)) < len(names):
-            raise ValueError(f"reference must be one of the models, each named once: {names}")
-        return self
 
 
 RECIPE = TimingRecipe
@@ -136,7 +127,7 @@ def cache_of(
     kept_bytes = len(texts) * (4 * width + OVERHEAD)
     if model.kind != "hyper":
         each = 4 * width + OVERHEAD
-    elif model.rank:
+    elif model.low_rank:
         each = 2 * (4 * width * model.rank_at(width) + OVERHEAD)
     else:
         each = 4 * width * width + OVERHEAD
