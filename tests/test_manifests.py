@@ -138,6 +138,58 @@ def test_wrong_columns_are_listed_beside_the_right_ones(card, publish):
         verified_folder("kites")
 
 
+def with_weights(card, publish, content=b"weights"):
+    """Add a file that is no table to the set and its manifest."""
+    (publish(card) / "weights.npz").write_bytes(content)
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    return {**card, "files": {**card["files"], "weights.npz": entry}}
+
+
+def test_a_file_that_is_no_table_is_checked_by_its_hash_alone(card, publish, tmp_path, monkeypatch):
+    card = with_weights(card, publish)
+    folder = publish(card)
+    assert read_manifest("kites").files["weights.npz"].rows is None
+    assert verified_folder("kites") == folder
+    final = install("kites", folder)
+    assert (final / "weights.npz").read_bytes() == b"weights"
+
+
+def test_a_damaged_file_that_is_no_table_is_noticed(card, publish):
+    folder = publish(with_weights(card, publish))
+    (folder / "weights.npz").write_bytes(b"weighty")
+    [found] = problems(read_manifest("kites"), folder)
+    assert re.search("weights.npz: changed; expected 7 bytes, .* got 7 bytes", found)
+    (folder / "weights.npz").unlink()
+    assert problems(read_manifest("kites"), folder) == [f"{folder / 'weights.npz'}: missing"]
+
+
+def test_tables_beside_other_files_are_still_checked(card, publish):
+    card = with_weights(card, publish)
+    card["files"]["test.parquet"]["rows"] = 17
+    [found] = problems(read_manifest_of(card, publish), publish(card))
+    assert found.endswith("test.parquet: 16 rows, the manifest says 17")
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("train.parquet", {}),
+        ("train.parquet", {"rows": 16}),
+        ("train.parquet", {"columns": ["label"]}),
+        ("weights.npz", {"rows": 16}),
+        ("weights.npz", {"columns": ["label"]}),
+        ("weights.npz", {"rows": 16, "columns": ["label"]}),
+    ],
+)
+def test_rows_and_columns_go_with_tables_and_with_nothing_else(card, publish, name, held):
+    card = with_weights(card, publish)
+    entry = card["files"][name]
+    card["files"][name] = {"sha256": entry["sha256"], "size": entry["size"], **held}
+    publish(card)
+    with pytest.raises(ManifestError, match=f"{name}: rows and columns go with a .parquet file"):
+        read_manifest("kites")
+
+
 def test_a_missing_file_is_named(card, publish):
     folder = publish(card)
     (folder / "valid.parquet").unlink()
@@ -269,7 +321,28 @@ def test_every_shipped_manifest_is_valid_and_complete():
         assert manifest.name == name
         assert len(manifest.intended_use) > 20
         assert manifest.upstream
-        assert all(file.rows > 0 and file.columns for file in manifest.files.values())
+        for file, expected in manifest.files.items():
+            assert not file.endswith(".parquet") or (expected.rows > 0 and expected.columns)
+
+
+def test_a_folder_of_the_original_publication_has_a_commit_and_no_hash(card, publish):
+    publish({**card, "upstream": [{"repository": "a/b", "commit": "c", "path": "images"}]})
+    [upstream] = read_manifest("kites").upstream
+    assert upstream.sha256 is None
+
+
+def test_shipped_manifests_name_the_commit_and_hide_no_hash_of_a_single_file():
+    for name in manifest_names():
+        for one in read_manifest(name).upstream:
+            assert re.fullmatch("[0-9a-f]{40}", one.commit), name
+            assert one.sha256 or "." not in one.path.rsplit("/", 1)[-1], f"{name}: {one.path}"
+
+
+def test_every_prepared_set_that_is_here_is_what_its_manifest_says(prepared):
+    prepared("tiny-imagenet")
+    for name in manifest_names():
+        folder = locate(name)
+        assert folder is None or problems(read_manifest(name), folder) == []
 
 
 def test_the_shipped_pair_set_names_the_files_and_columns_that_recipes_read():

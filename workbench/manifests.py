@@ -1,7 +1,8 @@
 """Data manifests: where a data set comes from, what may be done with it, and what its files must be.
 
-A manifest names files with their sha256, rows and columns. A data set is looked for in the folders of
-``WORKBENCH_DATA`` (separated as in PATH) and then in the user's cache; it is used only if every file matches.
+A manifest names files with their sha256 and, for tables, rows and columns. A data set is looked for in the
+folders of ``WORKBENCH_DATA`` (separated as in PATH) and then in the user's cache; it is used only if every
+file matches.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import platformdirs
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workbench.config import Settings, read_yaml, validated
 from workbench.errors import ManifestError
@@ -18,21 +19,21 @@ from workbench.files import clear_disk_errors, sha256_of
 
 
 class Upstream(Settings):
-    """One file of the original publication."""
+    """One file of the original publication, or a folder of many, which the commit alone identifies."""
 
     repository: str
     commit: str
     path: str
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="None for a folder")
 
 
 class DataFile(Settings):
-    """One prepared file and what it must hold."""
+    """One prepared file and, if it is a Parquet table, what it must hold."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size: int = Field(gt=0, description="bytes")
-    rows: int = Field(ge=0)
-    columns: tuple[str, ...]
+    rows: int | None = Field(default=None, ge=0)
+    columns: tuple[str, ...] | None = None
 
 
 class Manifest(Settings):
@@ -48,6 +49,19 @@ class Manifest(Settings):
     prepared_by: str
     upstream: tuple[Upstream, ...] = ()
     files: dict[str, DataFile] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _tables_say_what_they_hold(self) -> "Manifest":
+        for name, file in self.files.items():
+            given = [value is not None for value in (file.rows, file.columns)]
+            if given != [_is_table(name)] * 2:
+                raise ValueError(f"{name}: rows and columns go with a .parquet file, and with no other")
+        return self
+
+
+def _is_table(name: str) -> bool:
+    """Tell a table, whose rows and columns are checked, from weights or a list of labels."""
+    return name.endswith(".parquet")
 
 
 def manifest_folder() -> Path:
@@ -104,6 +118,8 @@ def problems(manifest: Manifest, folder: Path) -> list[str]:
                 f"{path}: {hint}; expected {expected.size} bytes, sha256 {expected.sha256}, "
                 f"got {size} bytes, sha256 {actual}"
             )
+            continue
+        if not _is_table(name):
             continue
         table = pl.scan_parquet(path)
         columns, rows = tuple(table.collect_schema().names()), table.select(pl.len()).collect().item()
