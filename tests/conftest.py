@@ -68,3 +68,11 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     from workbench.runs import run_recipe
 
     return run_recipe("hyper_cl_bundled_tiny", out=tmp_path_factory.mktemp("reports"))
+
+
+@pytest.fixture(scope="session")
+def tiny_image_run(tmp_path_factory: pytest.TempPathFactory):
+    """One finished run of the tiny image-text recipe, made once by the real code."""
+    from workbench.runs import run_recipe
+
+    return run_recipe("hyper_clip_scenes_tiny", out=tmp_path_factory.mktemp("image-reports"))

@@ -131,8 +131,9 @@ def test_settings_that_contradict_each_other_are_refused(own, old, new, message)
 
 
 def test_an_unknown_paper_lists_the_known_ones(own):
-    assert "key 'paper' is 'hyper'; allowed: ('hyper_cl', 'hyper_cl_kg', 'hyper_cl_timing')" in refusal(
-        own(SMALL.replace("hyper_cl", "hyper"))
+    assert (
+        "key 'paper' is 'hyper'; allowed: ('hyper_cl', 'hyper_cl_kg', 'hyper_cl_timing', 'hyper_clip')"
+        in refusal(own(SMALL.replace("hyper_cl", "hyper")))
     )
 
 
@@ -347,7 +348,8 @@ def test_every_shipped_recipe_is_valid_and_named_like_its_file(name):
 def test_a_tiny_recipe_is_a_smaller_variant_of_the_one_it_is_named_for():
     names = set(recipe_names())
     full = {name.removesuffix("_tiny") for name in names if name.endswith("_tiny")}
-    assert full == {"hyper_cl_bundled", "hyper_cl_e2e", "hyper_cl_csts", "hyper_cl_wn18rr"}
+    papers = {"hyper_cl_bundled", "hyper_cl_e2e", "hyper_cl_csts", "hyper_cl_wn18rr"}
+    assert full == papers | {"hyper_clip_scenes", "hyper_clip_photos"}
     assert full <= names
     for name in full:
         tiny, whole = load_recipe(f"{name}_tiny"), load_recipe(name)

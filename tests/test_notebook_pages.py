@@ -8,13 +8,16 @@ from workbench.papers import load_recipe
 pytestmark = pytest.mark.notebook
 
 
+GRAPHS, IMAGES = ("11_hyper_cl_kg",), ("20_hyper_clip", "40_fairness")
+
+
 @pytest.mark.parametrize("name", notebook_names())
 def test_every_notebook_runs_top_to_bottom_on_the_tiny_recipe_and_its_page_needs_no_network(
-    name, tiny_run, prepared
+    name, request, prepared
 ):
-    out = tiny_run.folder.parent.parent
-    recipe = tiny_run.recipe["name"]
-    if name == "11_hyper_cl_kg":
+    run = request.getfixturevalue("tiny_image_run" if name in IMAGES else "tiny_run")
+    out, recipe = run.folder.parent.parent, run.recipe["name"]
+    if name in GRAPHS:
         recipe = "hyper_cl_wn18rr_tiny"
         prepared(load_recipe(recipe).data.name)
     parameters = {"recipe": recipe, "out": str(out), "live": False}

@@ -1,11 +1,23 @@
-"""Objectives against numbers worked out by hand."""
+"""Objectives against numbers worked out by hand, and against open_clip's."""
 
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.loss import SigLipLoss
+from torch.nn import functional
 
-from workbench.objectives import pair_contrastive, same_condition_contrastive, similarity_mse
+from workbench.objectives import (
+    pair_contrastive,
+    same_condition_contrastive,
+    sigmoid_contrastive,
+    similarity_mse,
+)
+
+# Deadlines would measure the machine, not the code; the database would write into the checkout.
+quick = settings(max_examples=60, deadline=None, database=None)
 
 
 def test_the_squared_error_is_averaged_over_rows():
@@ -104,3 +116,105 @@ def test_a_batch_without_high_labels_adds_nothing_and_keeps_the_gradient_path():
 def test_shapes_that_do_not_belong_together_are_refused():
     with pytest.raises(Exception, match="(?i)type-check"):
         similarity_mse(torch.zeros(3), torch.zeros(2))
+
+
+# --- images and texts ---------------------------------------------------------------------------------------
+
+
+def units(count: int, seed: int, width: int = 5) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return functional.normalize(torch.randn(count, width, generator=draw, dtype=torch.double), dim=-1)
+
+
+def number(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.double)
+
+
+@quick
+@given(
+    count=st.integers(1, 8), scale=st.floats(0.1, 100), bias=st.floats(-10, 10), seed=st.integers(0, 10**6)
+)
+def test_one_text_per_image_is_open_clips_siglip_loss_in_value_and_gradients(count, scale, bias, seed):
+    def inputs() -> list[torch.Tensor]:
+        found = [units(count, seed), units(count, seed + 1), number(scale), number(bias)]
+        return [tensor.requires_grad_() for tensor in found]
+
+    ours, theirs = inputs(), inputs()
+    images, texts, t, b = ours
+    value = sigmoid_contrastive(images, texts, torch.eye(count, dtype=torch.bool), t, b)
+    expected = SigLipLoss()(*theirs)
+    value.backward()
+    expected.backward()
+    # Double precision.
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-7, atol=1e-9)
+
+
+def test_images_and_texts_by_hand():
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    match = torch.tensor([[True, False, True], [False, True, False]])
+    value = sigmoid_contrastive(images, texts, match, torch.tensor(2.0), torch.tensor(-1.0))
+    # Logits 2 cos - 1: (1, -1, 0.2) and (-1, 1, 0.6). Signs: (+, -, +) and (-, +, -), so the six terms are
+    # softplus of -1, -1, -0.2, -1, -1 and 0.6; their sum is shared by two images.
+    softplus = [math.log1p(math.exp(x)) for x in (-1, -1, -0.2, -1, -1, 0.6)]
+    assert float(value) == pytest.approx(sum(softplus) / 2)
+
+
+def test_equal_texts_are_one_column_and_no_negatives_of_each_others_images():
+    text = units(1, seed=0)
+    images, scale, bias = text.repeat(2, 1), number(20.0), number(-10.0)
+    match = torch.ones(2, 1, dtype=torch.bool)
+    # Both images lie on their text: the logit is 20 - 10, each image adds softplus(-10) and nothing else.
+    value = sigmoid_contrastive(images, text, match, scale, bias)
+    assert float(value) == pytest.approx(math.log1p(math.exp(-10)))
+    # SigLIP compares each image with both copies, once as true, once as false: softplus(-10) + softplus(10).
+    twice = SigLipLoss()(images, text.repeat(2, 1), scale, bias)
+    assert float(twice) == pytest.approx(math.log1p(math.exp(-10)) + math.log1p(math.exp(10)))
+
+
+@quick
+@given(images=st.integers(1, 6), texts=st.integers(1, 6), seed=st.integers(0, 10**6))
+def test_each_pair_adds_its_own_term_whatever_the_order(images, texts, seed):
+    draw = torch.Generator().manual_seed(seed)
+    x, y, match = units(images, seed), units(texts, seed + 1), torch.rand(images, texts, generator=draw) < 0.4
+    value = float(sigmoid_contrastive(x, y, match, number(7.0), number(-2.0)))
+    total = 0.0
+    for i in range(images):
+        for j in range(texts):
+            logit = 7 * sum(float(a) * float(b) for a, b in zip(x[i], y[j], strict=True)) - 2
+            chance = 1 / (1 + math.exp(-logit))
+            total -= math.log(chance if match[i, j] else 1 - chance)
+    assert value >= 0
+    assert value == pytest.approx(total / images, rel=1e-9)
+    rows, columns = torch.randperm(images, generator=draw), torch.randperm(texts, generator=draw)
+    moved = sigmoid_contrastive(x[rows], y[columns], match[rows][:, columns], number(7.0), number(-2.0))
+    assert float(moved) == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize("texts", [2, 5, 64])
+def test_the_bias_that_is_right_at_the_start_is_the_log_odds_of_a_match(texts):
+    # Nothing is known yet: all cosines are 0, and each image has one true text.
+    bias = number(-math.log(texts - 1)).requires_grad_()
+    match = torch.eye(texts, dtype=torch.bool)[:2]
+    zeros = torch.zeros(2, 3, dtype=torch.double), torch.zeros(texts, 3, dtype=torch.double)
+    sigmoid_contrastive(*zeros, match, number(10.0), bias).backward()
+    # d/db = T sigmoid(b) - 1 = T / T - 1
+    assert bias.grad.item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 100.0, 1e4])
+def test_gradients_of_the_sigmoid_term_are_finite(scale):
+    images, texts = units(3, 0).requires_grad_(), units(4, 1).requires_grad_()
+    match = torch.tensor([[True, False, False, True], [False] * 4, [True] * 4])
+    sigmoid_contrastive(images, texts, match, number(scale), number(-5.0)).backward()
+    assert torch.isfinite(images.grad).all()
+    assert torch.isfinite(texts.grad).all()
+
+
+def test_a_match_of_another_shape_is_refused():
+    with pytest.raises(Exception, match="(?i)type-check"):
+        sigmoid_contrastive(
+            units(2, 0), units(3, 1), torch.eye(2, dtype=torch.bool), number(1.0), number(0.0)
+        )

@@ -19,8 +19,17 @@ FAMILY_COLOURS = {
     "generated query, baseline head": "#D55E00",
     "generated query, shared map": "#CC79A7",
     "generated query and projection": "#009E73",
+    "same machinery, told nothing": "#000000",
+    "generated norms": "#0072B2",
+    "generated norms, added to trained ones": "#009E73",
+    "generated kernels or projection": "#CC79A7",
 }
 METRIC_TITLES = {
+    "top1": "top-1 accuracy (0 to 1, ideal 1)",
+    "top5": "top-5 accuracy (0 to 1, ideal 1)",
+    "mean_per_class": "mean recall over classes (0 to 1, ideal 1)",
+    "worst_group_top1": "top-1 accuracy of the worst group (0 to 1, ideal 1)",
+    "gap_top1": "gap: best minus worst group's top-1 (0 to 1, ideal 0)",
     "spearman": "Spearman correlation",
     "pearson": "Pearson correlation",
     "auc": "area under the ROC curve",
@@ -38,7 +47,7 @@ METRIC_TITLES = {
     "seconds_batch_128": "seconds at batch 128",
 }
 CHANCE = {"spearman": 0.0, "pearson": 0.0, "auc": 0.5, "pair_order": 0.5}
-_LAYOUT: dict[str, Any] = {
+LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "font": {"size": 13},
     "margin": {"l": 10, "r": 20, "t": 60, "b": 100},
@@ -52,9 +61,14 @@ def plain(text: str) -> str:
 
 
 def family(settings: dict[str, Any]) -> str:
-    """Say which family a model of a Hyper-CL table belongs to; decides its colour."""
-    if settings["kind"] in ("cosine", "prompt", "condition_only", "frequency"):
+    """Say which family a model of a table belongs to; decides its colour."""
+    if settings["kind"] in ("cosine", "prompt", "condition_only", "frequency", "chance"):
         return "no training"
+    if settings["kind"] in ("token_control", "adapter"):
+        return "same machinery, told nothing"
+    if settings["kind"] == "hyper" and "generates" in settings:
+        added = " norms, added to trained ones" if settings["mode"] == "residual" else " norms"
+        return "generated" + (added if settings["generates"] == "norms" else " kernels or projection")
     if settings["kind"] in ("bi_encoder", "cross_encoder"):
         return "reads sentence and condition together"
     if settings.get("pooling") == "condition":
@@ -114,7 +128,7 @@ def models_figure(
         figure.add_vline(x=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
     count = rows["count"][0] if rows.height else 0
     figure.update_layout(
-        **_LAYOUT,
+        **LAYOUT,
         title=f"{split} split, {group}: {count} rows; dot: mean over seeds, bar: 95 % bootstrap",
         height=180 + 26 * means.height,
     )
@@ -154,7 +168,7 @@ def groups_figure(
     if metric in CHANCE:
         figure.add_hline(y=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
     figure.update_layout(
-        **_LAYOUT, title=f"{split} split by {column.replace('_', ' ')} (rows)", height=420, barmode="group"
+        **LAYOUT, title=f"{split} split by {column.replace('_', ' ')} (rows)", height=420, barmode="group"
     )
     figure.update_yaxes(title=METRIC_TITLES[metric].split(" (")[0])
     return figure
@@ -184,7 +198,7 @@ def similarity_change_figure(
             hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
-        **_LAYOUT,
+        **LAYOUT,
         height=460,
         coloraxis={"colorscale": "RdBu_r", "cmin": -1, "cmax": 1, "colorbar": {"title": "cosine"}},
     )
@@ -201,7 +215,7 @@ def condition_distance_figure(labels: list[str], distances: list[list[float]]) -
             hovertemplate="%{y}<br>%{x}<br>distance %{z:.2f}<extra></extra>",
         )
     )  # fmt: skip
-    figure.update_layout(**_LAYOUT, title="Frobenius distance between generated weights", height=560)
+    figure.update_layout(**LAYOUT, title="Frobenius distance between generated weights", height=560)
     figure.update_yaxes(autorange="reversed")
     return figure
 
@@ -212,26 +226,140 @@ def strength_figure(strengths: list[float], curves: dict[str, list[float]]) -> g
     for name, values in curves.items():
         figure.add_scatter(x=strengths, y=values, name=plain(name), mode="lines+markers")
     figure.add_vline(x=1, line_dash="dot", line_color="#555555", annotation_text="the model")
-    figure.update_layout(**_LAYOUT, title="Similarity as the condition is let in", height=420)
+    figure.update_layout(**LAYOUT, title="Similarity as the condition is let in", height=420)
     figure.update_xaxes(title="strength (0: plain encoder, 1: trained model)")
     figure.update_yaxes(title="cosine similarity")
     return figure
 
 
 def history_figure(cards: list[dict[str, Any]], models: list[str]) -> go.Figure:
-    """Draw the training loss by epoch, first seed, of some models."""
-    figure = go.Figure()
-    seen = set()
+    """Draw the training loss by epoch, first seed, of some models; a family's colour, a dash for each."""
+    dashes, figure = ("solid", "dash", "dot", "dashdot"), go.Figure()
+    seen: dict[str, str] = {}
     for card in cards:
         if card["model"] in models and card["model"] not in seen and card.get("history"):
-            seen.add(card["model"])
+            kind = family(card["settings"])
+            dash = dashes[list(seen.values()).count(kind) % len(dashes)]
+            seen[card["model"]] = kind
             figure.add_scatter(
                 x=[entry["epoch"] for entry in card["history"]],
                 y=[entry["loss"] for entry in card["history"]],
                 name=card["model"],
                 mode="lines+markers",
+                line={"color": FAMILY_COLOURS[kind], "dash": dash},
             )
-    figure.update_layout(**_LAYOUT, title="Training loss, first seed", height=420)
-    figure.update_xaxes(title="epoch")
+    figure.update_layout(**LAYOUT, title="Training loss, first seed", height=420)
+    figure.update_xaxes(title="epoch", rangemode="tozero")
     figure.update_yaxes(title="training loss, mean over an epoch")
+    return figure
+
+
+def intervals_figure(
+    metrics: pl.DataFrame,
+    models: list[dict[str, Any]],
+    metric: str,
+    column: str,
+    split: str = "test",
+    *,
+    reference: str = "",
+    smallest: int = 0,
+) -> go.Figure:
+    """Draw models over the groups of one column: values left, differences to a reference right.
+
+    Args:
+        metrics: long form, as a run holds them.
+        models: those of the recipe's models to draw, in this order within each group.
+        metric: which metric.
+        column: groups are ``column=value``.
+        split: which split.
+        reference: differences to this model; empty for none.
+        smallest: groups of fewer rows are drawn hollow and marked.
+    """
+    rows = metrics.filter(
+        pl.col("seed").is_null(), pl.col("group").str.starts_with(f"{column}="), split=split
+    ).with_columns(pl.col("group").str.strip_prefix(f"{column}="))
+    counts = dict(rows.filter(metric=metric).select("group", "count").iter_rows())
+    labels = {
+        group: f"{plain(group)} ({count:,}{', too few' if count < smallest else ''})"
+        for group, count in counts.items()
+    }
+    panels = [(metric, METRIC_TITLES[metric])]
+    panels += [(f"{metric}_minus_{reference}", f"difference to {reference}")] if reference else []
+    figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.06)
+    small = [group for group, count in counts.items() if count < smallest]
+    for place, (name, title) in enumerate(panels, start=1):
+        _dodge(figure, rows.filter(metric=name), list(counts), models, place, small)
+        figure.update_xaxes(title=title, col=place)
+    if reference:
+        figure.add_vline(x=0, line_dash="dot", line_color="#555555", col=2)
+    hollow = f"; hollow: fewer than {smallest}" if small else ""
+    shown = plain(column.replace("_", " "))
+    figure.update_layout(
+        **LAYOUT,
+        title=f"{split} split by {shown} (count){hollow}; bar: 95 % bootstrap",
+        height=190 + (24 + 17 * len(models)) * len(counts),
+    )
+    places = list(range(len(counts)))
+    figure.update_yaxes(tickvals=places, ticktext=[*labels.values()], range=[len(counts) - 0.5, -0.5])
+    return figure
+
+
+def _dodge(
+    figure: go.Figure, rows: pl.DataFrame, groups: list[str], models: list[dict], col: int, small: list[str]
+) -> None:
+    """Draw one dot with its interval per model and group, models one below the other within a group."""
+    symbols = ("circle", "diamond", "square", "triangle-up", "cross", "x")
+    used: dict[str, int] = {}
+    for index, model in enumerate(models):
+        kind = family(model)
+        symbol = symbols[used.setdefault(kind, 0) % len(symbols)]
+        used[kind] += 1
+        own = rows.filter(pl.col("model") == model["name"], pl.col("group").is_in(groups))
+        shift = 0.7 * ((index + 0.5) / len(models) - 0.5)
+        figure.add_scatter(
+            x=own["value"], y=[groups.index(group) + shift for group in own["group"]],
+            name=model["name"], legendgroup=model["name"], showlegend=col == 1, mode="markers",
+            marker={"color": FAMILY_COLOURS[kind], "size": 9, "line": {"width": 1.5},
+                    "symbol": [symbol + "-open" * (group in small) for group in own["group"]]},
+            error_x={"type": "data", "symmetric": False, "array": own["high"] - own["value"],
+                     "arrayminus": own["value"] - own["low"], "thickness": 1.5, "width": 3},
+            customdata=own.select("low", "high").to_numpy(),
+            text=[plain(group) for group in own["group"]],
+            hovertemplate="%{text}: %{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})",
+            row=1, col=col,
+        )  # fmt: skip
+
+
+def sides_figure(
+    metrics: pl.DataFrame, models: list[dict[str, Any]], reference: str, split: str = "test"
+) -> go.Figure:
+    """Draw top-1 over all questions as generators answer them, and when one thing about the weights differs.
+
+    Args:
+        metrics: long form, as a run holds them.
+        models: those of the recipe's models to draw.
+        reference: its value is the dotted line.
+        split: which split.
+    """
+    rows = metrics.filter(pl.col("seed").is_null(), metric="top1", split=split)
+    single = pl.col("group").str.starts_with("side=") & ~pl.col("group").str.contains(", ", literal=True)
+    sides = rows.filter(single).with_columns(pl.col("group").str.strip_prefix("side="))
+    asked = sides["model"].unique()
+    own = rows.filter(pl.col("model").is_in(asked.implode()), group="all")
+    own = own.with_columns(group=pl.lit("as it is used: its own weights, fitted statistics"))
+    rows_drawn = pl.concat([own, sides])
+    groups = rows_drawn["group"].unique(maintain_order=True).to_list()
+    drawn = [model for model in models if model["name"] in asked]
+    figure = make_subplots(rows=1, cols=1)
+    _dodge(figure, rows_drawn, groups, drawn, 1, [])
+    for row in rows.filter(group="all", model=reference).to_dicts():
+        figure.add_vline(
+            x=row["value"], line_dash="dot", line_color="#555555", annotation_text=plain(reference)
+        )
+    figure.update_layout(
+        **LAYOUT, title=f"{split} split, all class sets", height=210 + (24 + 17 * len(drawn)) * len(groups)
+    )
+    figure.update_xaxes(title=METRIC_TITLES["top1"])
+    labels = [plain(group) for group in groups]
+    figure.update_yaxes(tickvals=[*range(len(groups))], ticktext=labels, range=[len(groups) - 0.5, -0.5])
     return figure

@@ -1,9 +1,9 @@
 """Training objectives, one function each, with formula and source.
 
-Shape letters: N rows, P pairs.
+Shape letters: N rows, P pairs, B images, T texts, D width.
 """
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -65,3 +65,31 @@ def same_condition_contrastive(
     if len(anchors) == 0:
         return first.sum() * 0
     return functional.cross_entropy(logits[anchors], anchors)
+
+
+def sigmoid_contrastive(
+    images: Float[Tensor, "B D"],
+    texts: Float[Tensor, "T D"],
+    match: Bool[Tensor, "B T"],
+    scale: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Sum over texts, mean over images, of the binary cross-entropy "is this text true of this image".
+
+    L = -(1/B) sum_ij log sigmoid( z_ij (t <x_i, y_j> + b) ), z_ij = 1 where text j is true of image i, else
+    -1.
+    0 or more, ideal 0. With one text per image and a diagonal match it is SigLIP's loss.
+
+    Args:
+        images: x, unit norm.
+        texts: y, unit norm, each text once.
+        match: which texts are true of which images.
+        scale: t, above 0.
+        bias: b; the right start is the log odds of a match, -log(T - 1) with one match per image.
+
+    Source: Zhai et al. (2023), SigLIP, algorithm 1. Deviation: equal texts of a batch are one column, so that
+    a text that is true of several images is no negative of them.
+    """
+    logits = scale * images @ texts.T + bias
+    signs = match.to(logits.dtype) * 2 - 1
+    return -functional.logsigmoid(signs * logits).sum() / len(images)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -30,8 +31,8 @@ from workbench.tables import (
 
 _HOW = (
     "Every value is the mean over seeds; the interval is a 95 % bootstrap over sentence pairs (graphs: "
-    "triples) of that mean, so it covers which were drawn, and the spread over seeds stands beside it. "
-    "Differences are paired: the same resampled pairs for both models."
+    "triples, pictures: images) of that mean, so it covers which were drawn, and the spread over seeds "
+    "stands beside it. Differences are paired: the same resamples for both models."
 )
 
 
@@ -74,8 +75,10 @@ def run_sections(run: Run) -> list[Section]:
             for g in metrics.filter(split=split)["group"].unique(maintain_order=True)
             if g.startswith(f"{column}=")
         ]
-        figure = _div(groups_figure(metrics, shown, main, column, split))
-        sections.append(Section(f"By {column.replace('_', ' ')}", [], figure=figure))
+        measured = metrics.filter(pl.col("group").is_in(values), split=split, metric=main).height
+        figure = _div(groups_figure(metrics, shown, main, column, split)) if measured else None
+        title = "Worst group and gap" if column == "by" else f"By {column.replace('_', ' ')}"
+        sections.append(Section(title, [], figure=figure))
         sections += [
             Section(value.replace("=", ": "), [], score_table(run, value), folded=True) for value in values
         ]

@@ -83,8 +83,8 @@ class Run:
         """Names of the models whose trained weights the run kept."""
         return sorted(path.parent.name for path in self.folder.glob("models/*/head.json"))
 
-    def model(self, name: str) -> "HyperCL | LinkPredictor":  # noqa: F821
-        """Load a trained model with its encoder; for a graph recipe, with its graph.
+    def model(self, name: str) -> "HyperCL | HyperCLIPModel | LinkPredictor":  # noqa: F821
+        """Load a trained model with its encoder, for a graph recipe with its graph.
 
         Raises:
             RunError: the run kept no weights of that name.
@@ -100,6 +100,10 @@ class Run:
             from workbench.link_prediction import LinkPredictor
 
             return LinkPredictor.load(folder, load_graph(GraphData(**self.recipe["data"])))
+        if self.recipe["paper"] == "hyper_clip":
+            from workbench.classifier import HyperCLIPModel
+
+            return HyperCLIPModel.load(folder)
         from workbench.model import HyperCL
 
         return HyperCL.load(folder)

@@ -12,6 +12,11 @@ import polars as pl
 from workbench.runs import Run
 
 SHOWN = (
+    "top1",
+    "top5",
+    "mean_per_class",
+    "worst_group_top1",
+    "gap_top1",
     "spearman",
     "spearman_relabelled",
     "pearson",
@@ -25,6 +30,7 @@ SHOWN = (
 )
 TIMED = ("hit_rate", "cache_mib", "cache_mib_768", "cache_mib_1024", "seconds_batch_1", "seconds_batch_128")
 FLOORS = {  # kind of the model that sees one side only -> what it never sees
+    "chance": "the image",
     "condition_only": "the sentences",
     "frequency": "the head",
 }
@@ -56,7 +62,7 @@ def main_metric(run: Run) -> str:
     """Return the metric a run is ranked by: the one it is held against, else the first that it has."""
     known = set(run.metrics.filter(split=last_split(run.metrics), group="all")["metric"])
     held = [item["metric"] for item in (*run.recipe["published"], *run.recipe["bars"])]
-    order = (*held, "auc", "pair_order", "spearman", "mrr", "hit_rate")
+    order = (*held, "top1", "auc", "pair_order", "spearman", "mrr", "hit_rate")
     return next(name for name in order if name in known & {*SHOWN, *TIMED})
 
 

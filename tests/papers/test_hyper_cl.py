@@ -432,6 +432,8 @@ def test_every_paper_and_kind_of_data_has_a_tiny_recipe_and_the_paper_is_cited()
     kinds = {(recipe.paper, recipe.data.source) for recipe in recipes}
     assert {(one.paper, one.data.source) for one in recipes if one.name.endswith("_tiny")} == kinds
     assert "2403.09490" in CITATION
+    cited = (Path(__file__).parents[2] / "CITATION.cff").read_text("utf-8")
+    assert all(paper in cited for paper in ("2403.09490", "2412.16777"))
 
 
 def settings_of(**changes) -> dict:

@@ -3,12 +3,16 @@
 import json
 import os
 import platform
+from importlib import import_module
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.files import write_atomic
 
-BENCHES = ("hyper_cl",)
+BENCHES = {  # name -> modules with rows(device)
+    "hyper_cl": ("hyper_cl", "hyper_cl_evaluation", "ranking"),
+    "hyper_clip": ("hyper_clip",),
+}
 
 
 def run_bench(name: str, out: Path | None, device: str = "cpu") -> str:
@@ -22,9 +26,8 @@ def run_bench(name: str, out: Path | None, device: str = "cpu") -> str:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter, read when torch is imported
     import torch
 
-    from workbench.bench import hyper_cl, hyper_cl_evaluation, ranking
-
-    rows = [*hyper_cl.rows(device), *hyper_cl_evaluation.rows(device), *ranking.rows(device)]
+    modules = [import_module(f"workbench.bench.{module}") for module in BENCHES[name]]
+    rows = [row for module in modules for row in module.rows(device)]
     if out is not None:
         write_atomic(out / f"{name}.json", json.dumps(rows, indent=1))
     machine = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}"

@@ -1,6 +1,6 @@
 """Generators: modules from condition embeddings to coefficients.
 
-Shape letters: U unique conditions, C condition width, P coefficients.
+Shape letters: U unique conditions, T members of a set, C condition width, P coefficients.
 """
 
 import math
@@ -75,20 +75,96 @@ class LinearGenerator(nn.Module):
         return self.spec.compose(self.head(hidden))
 
     def cost(self) -> dict[str, int]:
-        """Parameters of the generator, generated numbers per condition, and the break-even count.
+        """Return what the generator costs; see :func:`cost_of`."""
+        return cost_of(self)
 
-        Break-even: from how many conditions on the generator is smaller than one learned set per condition.
+
+class SetGenerator(nn.Module):
+    """From a set of embeddings to coefficients: the order of the set and repeating it change nothing.
+
+    Linear, transformer without positions or mask, bottleneck, mean over the set, one linear head for all
+    coefficients. The head starts near zero, so a target that adds the coefficients to its own starts almost
+    as it is.
+
+    Source: HyperCLIP, the figure of its hypernetwork; sizes, start and scale are ours, since they are not
+    published.
+    """
+
+    def __init__(
+        self,
+        condition_width: int,
+        spec: ParamSpec,
+        *,
+        width: int = 128,
+        layers: int = 1,
+        heads: int = 4,
+        bottleneck: int = 32,
+        tokens: int = 0,
+    ) -> None:
+        """Build the generator.
+
+        Args:
+            condition_width: C.
+            spec: what to generate; owns the scale.
+            width: of the transformer; its feed-forward layers are four times as wide.
+            layers: of the transformer.
+            heads: of its attention, a divisor of the width.
+            bottleneck: numbers that a set is summed up in; bounds the rank over conditions.
+            tokens: above 0, the set is ignored and this many learned vectors take its place: the control
+                that has the same machinery and is told nothing.
         """
-        parameters = sum(tensor.numel() for tensor in self.parameters())
-        generated = self.spec.numel
-        return {
-            "generator_parameters": parameters,
-            "generated_parameters": generated,
-            "break_even_conditions": math.ceil(parameters / generated),
-        }
+        super().__init__()
+        self.spec = spec
+        self.tokens = nn.Parameter(torch.randn(tokens, condition_width)) if tokens else None
+        self.enter = nn.Linear(condition_width, width)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.transformer = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.narrow = nn.Linear(width, bottleneck)
+        self.head = nn.Linear(bottleneck, spec.numel)
+        nn.init.normal_(self.head.weight, std=1e-3)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, sets: Float[Tensor, "U T C"]) -> GeneratedWeights:
+        """Generate the weights of U sets of equal size.
+
+        Args:
+            sets: members with entries of about unit variance.
+
+        Raises:
+            ValueError: embeddings of another width than the generator was built for, or an empty set.
+        """
+        if sets.shape[-1] != self.enter.in_features or sets.shape[1] == 0:
+            raise ValueError(
+                f"the generator takes sets of one or more vectors of width {self.enter.in_features}, got "
+                f"{tuple(sets.shape[1:])}"
+            )
+        if self.tokens is not None:
+            sets = self.tokens.expand(len(sets), -1, -1)
+        members = self.narrow(self.transformer(self.enter(sets)))
+        return self.spec.compose(self.head(members.mean(1)))
+
+    def cost(self) -> dict[str, int]:
+        """Return what the generator costs; see :func:`cost_of`."""
+        return cost_of(self)
 
 
-def standardise(embeddings: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+def cost_of(generator: LinearGenerator | SetGenerator) -> dict[str, int]:
+    """Return parameters of a generator, generated numbers per condition, and the break-even count.
+
+    Break-even: from how many conditions on the generator is smaller than one learned set per condition.
+    """
+    parameters = sum(tensor.numel() for tensor in generator.parameters())
+    generated = generator.spec.numel
+    return {
+        "generator_parameters": parameters,
+        "generated_parameters": generated,
+        "break_even_conditions": math.ceil(parameters / generated),
+    }
+
+
+def standardise(embeddings: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
     """Bring unit-norm embeddings to entries of about unit variance, by the factor sqrt(D).
 
     Generators and heads expect it: the papers feed raw hidden states, whose entries have about unit variance,

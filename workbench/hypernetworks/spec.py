@@ -98,12 +98,13 @@ class ParamSpec:
         Args:
             coefficients: one row per unique condition, about unit variance each when ``scaled``.
         """
-        tensors, start = {}, 0
-        for slot in self.slots:
-            for name, (shape, deviation) in slot.parts.items():
-                piece = coefficients[:, start : start + math.prod(shape)].unflatten(1, shape)
-                tensors[name] = piece * deviation if self.scaled else piece
-                start += math.prod(shape)
+        parts = [part for slot in self.slots for part in slot.parts.items()]
+        # One split, not a slice each: the backward pass joins the gradients once.
+        pieces = coefficients.split([math.prod(shape) for _, (shape, _) in parts], 1)
+        tensors = {}
+        for piece, (name, (shape, deviation)) in zip(pieces, parts, strict=True):
+            shaped = piece.unflatten(1, shape)
+            tensors[name] = shaped * deviation if self.scaled and deviation != 1 else shaped
         return GeneratedWeights(self, tensors)
 
     def to_dict(self) -> dict[str, Any]:

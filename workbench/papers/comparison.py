@@ -160,7 +160,7 @@ def card_of(
 def keep_head(folder: Path, head: nn.Module, about: Mapping[str, Any]) -> None:
     """Write a trained head, and what is needed to build it again, into a run."""
     write_atomic(folder / "head.json", json.dumps(dict(about), indent=1, ensure_ascii=False))
-    tensors = {name: tensor.cpu() for name, tensor in head.state_dict().items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in head.state_dict().items()}
     write_atomic(folder / "head.safetensors", save(tensors))
 
 
