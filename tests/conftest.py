@@ -76,3 +76,31 @@ def tiny_image_run(tmp_path_factory: pytest.TempPathFactory):
     from workbench.runs import run_recipe
 
     return run_recipe("hyper_clip_scenes_tiny", out=tmp_path_factory.mktemp("image-reports"))
+
+
+@pytest.fixture(scope="session")
+def word_store():
+    """An embedding store without an encoder: a text is the sum of its words, each a random direction."""
+    from functools import cache
+
+    import torch
+
+    from workbench.store import EmbeddingStore
+
+    @cache
+    def direction(word: str) -> torch.Tensor:
+        seed = int.from_bytes(word.encode("utf-8"), "little") % 2**63
+        return torch.randn(384, generator=torch.Generator().manual_seed(seed))
+
+    class WordStore(EmbeddingStore):
+        def __init__(self) -> None:
+            """Open nothing."""
+
+        def prepare(self, texts: list[str]) -> int:
+            return 0
+
+        def embed(self, texts: list[str]) -> torch.Tensor:
+            sums = torch.stack([sum(map(direction, text.split())) for text in texts])
+            return torch.nn.functional.normalize(sums, dim=-1)
+
+    return WordStore()

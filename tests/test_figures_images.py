@@ -32,8 +32,8 @@ MODELS = [
 
 def metric(model, group, value, count=100, name="top1", split="test", seed=None):
     return {
-        "model": model, "group": group, "value": value, "low": value - 0.1, "high": value + 0.2, "count": count,
-        "metric": name, "split": split, "seed": seed,
+        "model": model, "group": group, "value": value, "low": value - 0.1, "high": value + 0.2,
+        "count": count, "metric": name, "split": split, "seed": seed,
     }  # fmt: skip
 
 
@@ -208,8 +208,12 @@ def test_models_of_a_group_never_cover_each_other():
 
 
 def test_groups_of_another_column_split_or_seed_are_left_out():
-    rows = [metric("ours", "region=Asia", 0.5), metric("ours", "regions=x", 0.1),
-            metric("ours", "region=Asia", 0.2, split="valid"), metric("ours", "region=Asia", 0.3, seed=1)]  # fmt: skip
+    rows = [
+        metric("ours", "region=Asia", 0.5),
+        metric("ours", "regions=x", 0.1),
+        metric("ours", "region=Asia", 0.2, split="valid"),
+        metric("ours", "region=Asia", 0.3, seed=1),
+    ]
     figure = intervals_figure(pl.DataFrame(rows), MODELS, "top1", "region")
     assert [tuple(dots.x) for dots in figure.data if len(dots.x)] == [(0.5,)]
 

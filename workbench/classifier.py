@@ -66,8 +66,9 @@ class HyperCLIPModel:
             image, text = ImageTower(**about["image"]), TextTower(**about["text"])
             clip = build_clip(image, text, about["embed_dim"], 0.0, about["text_width"])
             model = HyperCLIP(ClipModelSettings(**about["settings"]), clip, about["embed_dim"])
-            side = image.image_size
-            model.calibration = torch.empty(about["calibration"], 3, side, side, dtype=torch.uint8)
+            if about["calibration"]:
+                shape = about["calibration"], 3, image.image_size, image.image_size
+                model.calibration = torch.empty(shape, dtype=torch.uint8)
             fill_in(model, folder / "head.safetensors")
             encoder = about["encoder"]
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as problem:

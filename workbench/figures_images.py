@@ -71,7 +71,7 @@ def picture_grid(
             x=0, y=above + 2, text=f"<b>{plain(text)}</b>", showarrow=False, xanchor="left", yanchor="top"
         )
     figure.update_layout(
-        template="plotly_white", title=title, width=width + 20, height=height + (56 if title else 16),
+        template="plotly_white", title=plain(title), width=width + 20, height=height + (56 if title else 16),
         margin={"l": 10, "r": 10, "t": 46 if title else 6, "b": 10}, font={"size": 13},
     )  # fmt: skip
     figure.update_xaxes(visible=False, range=[0, width], fixedrange=True)
@@ -261,7 +261,7 @@ def counts_figure(counts: pl.DataFrame, rows: str, columns: str, title: str) -> 
         )
     )  # fmt: skip
     figure.update_layout(
-        template="plotly_white", font={"size": 13}, title=title, height=170 + 44 * len(down),
+        template="plotly_white", font={"size": 13}, title=plain(title), height=170 + 44 * len(down),
         margin={"l": 10, "r": 20, "t": 60, "b": 10},
     )  # fmt: skip
     figure.update_xaxes(title=columns.replace("_", " "), side="bottom")

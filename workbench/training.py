@@ -227,6 +227,11 @@ class _Checkpoint:
                 state.setdefault(int(index), {})[key] = tensor
         content = self.optimiser.state_dict()
         self.optimiser.load_state_dict({"state": state, "param_groups": content["param_groups"]})
+        for parameter, values in self.optimiser.state.items():
+            for key, value in values.items():
+                if value.shape == parameter.shape:
+                    # Laid out as the parameter is (channels last, say): the fused step walks both side by side.
+                    values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random.cuda"])

@@ -20,7 +20,7 @@ SMALL = {"source": "photos", "size": 32, "tiny": 2000, "flickr": 40, "asked": 20
 
 
 @cache
-def table(name: str, split: str | None, limit: int | None = None) -> ImageTable:
+def table(name: str, split: str | None, limit: int | None) -> ImageTable:
     """Pictures of a prepared set, read once for all tests."""
     return read_images(ImageData(source="manifest", name=name, size=32, limit=limit), split)
 
@@ -254,7 +254,7 @@ def test_names_lose_the_skin_tone_and_nothing_else(name, expected):
 
 def test_emoji_are_asked_for_what_their_files_say(found):
     questions = found[1]["test"]
-    about = table("emoji-cldr-96", None).about
+    about = table("emoji-cldr-96", None, None).about
     for name, column in (("emoji of things", "emoji"), ("emoji of people", "base")):
         one, known = questions.named(name), labels("emoji-cldr-96", None, None, column)
         spoken = {}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from workbench.hypernetworks.generators import LinearGenerator
+from workbench.hypernetworks.generators import LinearGenerator, SetGenerator
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Health:
 
 
 @torch.no_grad()
-def health_of(generator: LinearGenerator, conditions: Tensor, start: Tensor) -> Health:
+def health_of(generator: LinearGenerator | SetGenerator, conditions: Tensor, start: Tensor) -> Health:
     """Measure a generator.
 
     Args:
         generator: in evaluation mode.
-        conditions: embeddings of distinct conditions, ``[U, C]``.
+        conditions: embeddings of distinct conditions, ``[U, C]``, or sets of them, ``[U, T, C]``.
         start: a copy of the head's weight before training.
     """
     weights = generator(conditions)

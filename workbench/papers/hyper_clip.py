@@ -91,7 +91,7 @@ def build_clip(
         clip.visual = pretrained_tower(image.encoder, embed_dim)
     clip.visual.to(memory_format=torch.channels_last)
     if image.checkpointing:
-        clip.set_grad_checkpointing()
+        clip.visual.set_grad_checkpointing()
     return clip
 
 

@@ -287,9 +287,8 @@ def _metrics(recipe: HyperCLIPRecipe, questions: dict[str, Questions], found: li
         for group, sets in named.items():
             rows.add_questions(split, group, _gather(sets, found, split), found)
         _add_groups(rows, asked, _gather(main, found, split), found, split)
-        sides = dict.fromkeys(
-            key.split("|")[2] for one in found for key in one.results if key.count("|") == 2
-        )
+        # Sorted: results that are read back from a file come in another order.
+        sides = sorted({key.split("|")[2] for one in found for key in one.results if key.count("|") == 2})
         for side in sides:
             items = [one for one in found if f"{split}|{main[0].name}|{side}" in one.results]
             for name, sets in named.items() if items else ():

@@ -16,7 +16,7 @@ UNTRAINED = ("chance",)
 class ImageTower(Settings):
     """The image encoder: any of timm's, or a small pretrained one of the prepared data."""
 
-    timm_model_name: str | None = Field(default=None, description="for example efficientnet_b0")
+    timm_model_name: str | None = Field(default=None, min_length=1, description="for example efficientnet_b0")
     encoder: str | None = Field(
         default=None, description="for example mobilenet_v1_050; has no norms of its own"
     )
