@@ -230,7 +230,7 @@ class _Checkpoint:
         for parameter, values in self.optimiser.state.items():
             for key, value in values.items():
                 if value.shape == parameter.shape:
-                    # Laid out as the parameter is (channels last, say): the fused step walks both side by side.
+                    # Laid out as the parameter is, say channels last: the fused step walks both side by side.
                     values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and torch.cuda.is_available():
