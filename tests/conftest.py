@@ -104,3 +104,33 @@ def word_store():
             return torch.nn.functional.normalize(sums, dim=-1)
 
     return WordStore()
+
+
+@pytest.fixture(scope="session")
+def image_text_model(word_store):
+    """Build small image-text models, untrained, whose weights differ between tasks and BatchNorms are used."""
+    import torch
+
+    from workbench.classifier import HyperCLIPModel
+    from workbench.papers.hyper_clip import HyperCLIP, build_clip
+    from workbench.papers.hyper_clip_settings import ClipModelSettings, ImageTower, TextTower
+
+    def build(
+        kind: str = "hyper", tower: str = "test_efficientnet", side: int = 32, **more
+    ) -> HyperCLIPModel:
+        torch.manual_seed(0)
+        image = ImageTower(timm_model_name=tower, image_size=side)
+        clip = build_clip(image, TextTower(hidden=24), 16, -4.0, 384)
+        settings = {"name": kind, "kind": kind, "width": 16, "bottleneck": 4, **more}
+        model = HyperCLIP(ClipModelSettings(**settings), clip, 16)
+        if model.generator is not None:
+            torch.nn.init.normal_(model.generator.head.weight, std=0.1)
+        if model.adapter is not None:
+            torch.nn.init.normal_(model.adapter[2].weight, std=0.1)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.normal_(module.running_mean, std=0.1)
+                torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+        return HyperCLIPModel(model, side, word_store)
+
+    return build
