@@ -108,7 +108,7 @@ def word_store():
 
 @pytest.fixture(scope="session")
 def image_text_model(word_store):
-    """Build small image-text models, untrained, whose weights differ between tasks and BatchNorms are used."""
+    """Build small untrained image-text models with used norms, whose weights differ between tasks."""
     import torch
 
     from workbench.classifier import HyperCLIPModel

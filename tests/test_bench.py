@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from workbench.bench import hyper_cl, hyper_cl_evaluation, ranking, run_bench
+from workbench.bench import hyper_cl, hyper_cl_evaluation, hyper_clip, ranking, run_bench
 from workbench.bench.hyper_cl_evaluation import texts_like_csts
 from workbench.bench.timing import laid_out, median_seconds, peak_mib
 from workbench.errors import WorkbenchError
@@ -17,6 +17,9 @@ SMALL = {
     hyper_cl_evaluation: {"ROWS": 20, "SENTENCES": 70, "CONDITIONS": 64, "REFERENCE_ROWS": 6, "BATCH": 8},
     ranking: {"QUERIES": 60, "ENTITIES": 200, "RELATIONS": 4, "KNOWN": 2000, "WIDTH": 16,
               "SORTED_QUERIES": 40, "PYKEEN_BATCH": 16},
+    # Layer norms and batch norms; the second tower serves the batch of many tasks, too.
+    hyper_clip: {"TOWERS": (("test_convnext", 32, 2), ("test_efficientnet", 32, 2)), "TASKS": 3, "IMAGES": 7,
+                 "WIDTH": 12, "TEXTS": 4, "D": 8, "ROUNDS": 1},
 }  # fmt: skip
 
 
@@ -33,11 +36,10 @@ def small(monkeypatch, encoder, tmp_path):
 # --- the whole ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("small")
-def test_a_benchmark_writes_its_rows_and_prints_the_same_table(tmp_path):
-    pytest.importorskip("pykeen", reason="pykeen, whose evaluator is one of the ways, is not installed")
-    table = run_bench("hyper_cl", tmp_path)
-    rows = json.loads((tmp_path / "hyper_cl.json").read_text())
+def rows_of(name, tmp_path):
+    """Run a benchmark and hold its table against the file it writes."""
+    table = run_bench(name, tmp_path)
+    rows = json.loads((tmp_path / f"{name}.json").read_text())
     assert all(set(row) == COLUMNS for row in rows)
     assert all(row["ratio"] == pytest.approx(row["reference_s"] / row["ours_s"]) for row in rows)
     assert all(row[name] > 0 for row in rows for name in COLUMNS - {"name"})
@@ -47,8 +49,14 @@ def test_a_benchmark_writes_its_rows_and_prints_the_same_table(tmp_path):
     for row, line in zip(rows, lines, strict=True):
         assert line.startswith(row["name"])
         assert line.split()[-3] == f"{row['ratio']:.2f}"
-    names = [row["name"] for row in rows]
-    assert names == [
+    return rows
+
+
+@pytest.mark.usefixtures("small")
+def test_a_benchmark_writes_its_rows_and_prints_the_same_table(tmp_path):
+    pytest.importorskip("pykeen", reason="pykeen, whose evaluator is one of the ways, is not installed")
+    rows = rows_of("hyper_cl", tmp_path)
+    assert [row["name"] for row in rows] == [
         # 512 / 1.53 and 32 / 1.07 rows a condition.
         "projection, forward and backward, D=96 K=4, 512 rows, 335 conditions",
         "projection, forward and backward, D=96 full, 32 rows, 30 conditions",
@@ -63,8 +71,24 @@ def test_a_benchmark_writes_its_rows_and_prints_the_same_table(tmp_path):
     assert all(row["ours_mib"] < row["reference_mib"] for row in rows[:2])
 
 
+@pytest.mark.usefixtures("small")
+def test_image_towers_are_timed_in_training_adapted_and_over_many_tasks(tmp_path):
+    rows = rows_of("hyper_clip", tmp_path)
+    towers = ("test_convnext", "test_efficientnet")
+    expected = []
+    for tower in towers:
+        expected.append(f"training step, {tower} 32 px, 2 images, 4 texts; reference: SigLIP")
+        expected.append(
+            f"embedding under generated norms, {tower} 32 px, 2 images; reference: functional_call"
+        )
+    own = "7 images of 3 tasks in one batch, test_efficientnet 32 px"
+    assert [row["name"] for row in rows] == [
+        *expected, f"{own}; reference: one task", f"{own}; reference: task by task"
+    ]  # fmt: skip
+
+
 def test_an_unknown_benchmark_is_named_with_those_there_are():
-    with pytest.raises(WorkbenchError, match="no benchmark named 'speed'; there are: hyper_cl"):
+    with pytest.raises(WorkbenchError, match="no benchmark named 'speed'; there are: hyper_cl, hyper_clip"):
         run_bench("speed", None)
 
 
@@ -102,6 +126,20 @@ def test_a_ranking_that_differs_is_no_benchmark(way, monkeypatch):
     monkeypatch.setattr(ranking, way, one_off)
     with pytest.raises(AssertionError):
         ranking.rows()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("way", ["_swap", "_tasks"])
+def test_generated_norms_that_act_otherwise_are_no_benchmark(way, monkeypatch):
+    whole = hyper_clip.HyperCLIP.use
+
+    def other(self, weights, rows=None):
+        # Our way embeds neutrally: always, or where a batch has several tasks.
+        return whole(self, None if way == "_swap" or rows is not None else weights)
+
+    monkeypatch.setattr(hyper_clip.HyperCLIP, "use", other)
+    with pytest.raises(AssertionError, match="not close"):
+        getattr(hyper_clip, way)("test_efficientnet", 32, *((2,) if way == "_swap" else ()), "cpu")
 
 
 # --- what is measured ---------------------------------------------------------------------------------------

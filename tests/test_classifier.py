@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from inspect import unwrap
 from pathlib import Path
@@ -147,19 +148,19 @@ def test_a_task_stays_what_it_was_when_others_are_made(source, animals):
 def in_threads(source: HyperCLIPModel, rounds: int = 6) -> list[list[torch.Tensor]]:
     """Two threads adapt and classify at once, in small steps, one task each."""
     tasks, start = (ANIMALS, VEHICLES), threading.Barrier(2)
-    found: list[list[torch.Tensor]] = [[], []]
 
-    def work(place: int) -> None:
+    def work(place: int) -> list[torch.Tensor]:
         start.wait()
-        for _ in range(rounds):
-            found[place].append(source.adapt(tasks[place]).scores(pixels_of(6, seed=place)))
+        return [source.adapt(tasks[place]).scores(pixels_of(6, seed=place)) for _ in range(rounds)]
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, range(2)))
+
+
+def both_tasks(source: HyperCLIPModel) -> list[torch.Tensor]:
+    """The same, one after the other."""
+    tasks = (ANIMALS, VEHICLES)
+    return [source.adapt(names).scores(pixels_of(6, seed=place)) for place, names in enumerate(tasks)]
 
 
 @pytest.fixture
@@ -174,13 +175,28 @@ def small_steps(monkeypatch):
 
 @pytest.mark.usefixtures("small_steps")
 def test_threads_do_not_mix(source):
-    expected = [
-        source.adapt(names).scores(pixels_of(6, seed=place))
-        for place, names in enumerate((ANIMALS, VEHICLES))
-    ]
+    expected = both_tasks(source)
     for one, found in zip(expected, in_threads(source), strict=True):
         assert len(found) == 6
         assert all(torch.equal(one, again) for again in found)
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_without_its_lock_threads_would_mix(image_text_model):
+    """What the lock is for: else the test above could never fail."""
+    free = image_text_model()
+    expected = both_tasks(free)
+    free.lock = nullcontext()
+    for _ in range(20):
+        try:
+            found = in_threads(free)
+        except RunError:  # the other thread took the tower back to its neutral state
+            return
+        if not all(
+            torch.equal(one, again) for one, own in zip(expected, found, strict=True) for again in own
+        ):
+            return
+    raise AssertionError("threads never met")
 
 
 def test_the_store_is_asked_by_one_thread_at_a_time(source):
@@ -386,23 +402,3 @@ def test_a_card_that_makes_no_sense_is_refused(content, message, source, tmp_pat
         content = json.dumps(json.loads(file.read_text()) | content)
     file.write_text(content)
     assert message in refused(tmp_path)
-
-
-@pytest.mark.usefixtures("small_steps")
-def test_without_its_lock_threads_would_mix(source):
-    """What the lock is for: else the test of threads above could never fail."""
-    free = copy.copy(source)
-    free.lock = nullcontext()
-    expected = [
-        source.adapt(names).scores(pixels_of(6, seed=n)) for n, names in enumerate((ANIMALS, VEHICLES))
-    ]
-    for _ in range(20):
-        try:
-            found = in_threads(free)
-        except RunError:  # the other thread took the tower back to its neutral state
-            return
-        if not all(
-            torch.equal(one, again) for one, several in zip(expected, found, strict=True) for again in several
-        ):
-            return
-    raise AssertionError("threads never met")

@@ -288,7 +288,10 @@ def intervals_figure(
     figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.06)
     small = [group for group, count in counts.items() if count < smallest]
     for place, (name, title) in enumerate(panels, start=1):
-        _dodge(figure, rows.filter(metric=name), list(counts), models, place, small)
+        # How far a guess lies below everything would stretch the axis of the differences.
+        told = [model for model in models if place == 1 or family(model) != "no training"]
+        shown = rows.filter(pl.col("model").is_in([model["name"] for model in told]), metric=name)
+        _dodge(figure, shown, list(counts), models, place, small)
         figure.update_xaxes(title=title, col=place)
     if reference:
         figure.add_vline(x=0, line_dash="dot", line_color="#555555", col=2)

@@ -188,7 +188,7 @@ def statistics_figure(ratios: dict[str, pl.DataFrame]) -> go.Figure:
         **{**LAYOUT, "margin": {**LAYOUT["margin"], "b": 150}},
         title="One task's deviation over the running one, by channel", height=480, boxmode="group",
     )  # fmt: skip
-    ticks = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
+    ticks = [0.01, 0.05, 0.1, 0.2, 0.5, 0.67, 0.8, 1, 1.25, 1.5, 2, 5, 10, 20, 100]
     figure.update_yaxes(title="ratio (log scale; 1: they agree)", type="log", tickvals=ticks)
     figure.update_xaxes(title="norm layer, from the image on", tickangle=-45)
     return figure

@@ -101,8 +101,13 @@ def _interval(value: float | None, low: float | None, high: float | None, sign: 
     return "-" if value is None else f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
+def _guesses(run: Run) -> set[str]:
+    """Return the models that guess: in every group alike, so a table by group says nothing of them."""
+    return {model["name"] for model in run.recipe["models"] if model["kind"] == "chance"}
+
+
 def group_table(run: Run, column: str) -> Table:
-    """Print accuracy by group: for every model top-1 and its difference to the reference."""
+    """Print accuracy by group: for every trained model top-1 and its difference to the reference."""
     found = [
         [
             *(row["group"], row["count"], "yes" if row["judged"] else SMALL, row["model"]),
@@ -110,6 +115,7 @@ def group_table(run: Run, column: str) -> Table:
             _interval(row["difference"], row["difference_low"], row["difference_high"], sign="+"),
         ]
         for row in group_rows(run, column).sort("group", maintain_order=True).to_dicts()
+        if row["model"] not in _guesses(run)
     ]
     columns = ["group", "images", "judged", "model", "top-1 (95 % interval)"]
     return Table([*columns, f"minus {run.recipe['reference']}"], found)
@@ -128,8 +134,7 @@ def worst_table(run: Run, column: str) -> Table:
     judged = group_rows(run, column).filter("judged")
     names = ("worst_group_top1", "gap_top1")
     rows = []
-    guesses = {model["name"] for model in run.recipe["models"] if model["kind"] == "chance"}
-    for model in dict.fromkeys(row["model"] for row in part if row["model"] not in guesses):
+    for model in dict.fromkeys(row["model"] for row in part if row["model"] not in _guesses(run)):
         own = judged.filter(pl.col("model") == model).sort("value")["group"].to_list()
         cells: list[str] = []
         for name in names:
