@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from workbench.figures import FAMILY_COLOURS, family, intervals_figure, sides_figure
+from workbench.figures import FAMILY_COLOURS, family, history_figure, intervals_figure, sides_figure
 from workbench.figures_images import (
     RIGHT,
     WRONG,
@@ -197,6 +197,25 @@ def test_differences_to_the_reference_stand_in_a_panel_of_their_own():
     assert right == [("ours", (0.25,))]
     drawn = next(dots for dots in figure.data if dots.xaxis == "x2" and len(dots.x))
     assert (drawn.error_x.array[0], drawn.error_x.arrayminus[0]) == pytest.approx((0.2, 0.1))
+
+
+def test_a_guess_has_no_place_among_differences():
+    models = [{"name": "chance", "kind": "chance"}, *MODELS]
+    rows = [metric(one["name"], "region=Asia", 0.5) for one in models]
+    rows += [metric(one, "region=Asia", -0.4, name="top1_minus_siglip") for one in ("chance", "ours")]
+    figure = intervals_figure(pl.DataFrame(rows), models, "top1", "region", reference="siglip")
+    drawn = {panel: {dots.name for dots in figure.data if dots.xaxis == panel and len(dots.x)}
+             for panel in ("x", "x2")}  # fmt: skip
+    assert drawn == {"x": {"chance", "siglip", "ours", "ours_too"}, "x2": {"ours"}}
+
+
+def test_losses_have_the_colour_of_a_models_family_and_a_dash_each():
+    cards = [{"model": one["name"], "seed": seed, "settings": one, "history": [{"epoch": 1, "loss": 2.0}]}
+             for one in MODELS for seed in (0, 1)]  # fmt: skip
+    drawn = history_figure(cards, ["ours", "ours_too"]).data
+    lines = [(line.name, line.line.color, line.line.dash) for line in drawn]
+    blue = FAMILY_COLOURS["generated norms"]
+    assert lines == [("ours", blue, "solid"), ("ours_too", blue, "dash")]
 
 
 def test_models_of_a_group_never_cover_each_other():
