@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import load_file
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from workbench import export as export_module
@@ -348,28 +349,45 @@ class Branching(nn.Module):
         return self.linear(features) + features
 
 
-class Padded(nn.Module):
-    """A BatchNorm with nothing before it, whose reader pads with zeros that its shift does not reach."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.convolution = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.convolution(self.norm(images))
+def test_a_batchnorm_with_nothing_before_it_stays():
+    tower = wrapped(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1))
+    assert fold_norms(tower) == ([], ["0"])
 
 
-@pytest.mark.parametrize(("tower", "kept"), [(Branching, ["norm", "last"]), (Padded, ["norm"])])
-def test_norms_with_other_readers_stay_with_their_values(tower, kept):
+@pytest.mark.parametrize(
+    ("reader", "folds"),
+    [
+        ({"kernel_size": 2, "stride": 2}, True),
+        (
+            {"kernel_size": 3, "padding": 1},
+            False,
+        ),  # a shift would have to reach the zeros around the map, too
+        ({"kernel_size": 1, "groups": 3}, False),
+    ],
+)
+def test_a_layernorm_of_maps_folds_into_convolutions_that_mix_channels_and_pad_nothing(reader, folds):
     torch.manual_seed(0)
-    tower = tower()
+    norm, convolution = LayerNorm2d(3), nn.Conv2d(3, 6, **reader)
+    for part in norm.parameters():
+        nn.init.normal_(part)
+    tower = wrapped(norm, convolution)
+    images = torch.randn(2, 3, 8, 8)
+    before = tower(images)
+    assert fold_norms(tower) == ((["0"], []) if folds else ([], ["0"]))
+    torch.testing.assert_close(tower(images), before, rtol=0, atol=1e-5)
+    assert bool((tower[0].scale == 1).all()) == folds
+
+
+def test_norms_with_other_readers_stay_with_their_values():
+    torch.manual_seed(0)
+    tower = Branching()
     for part in tower.parameters():
         nn.init.normal_(part)
     Affines.wrap(tower)
     tower.eval()
     images = torch.randn(2, 3, 8, 8)
     before = tower(images)
-    assert fold_norms(tower) == ([], kept)
+    assert fold_norms(tower) == ([], ["norm", "last"])
     assert torch.equal(tower(images), before)
 
 
