@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from workbench import image_encoders
+from workbench.encoder_checks import check_of, measure_accuracy
 from workbench.errors import DataError, ManifestError, RunError
 from workbench.image_encoders import (
     Convolution,
@@ -428,69 +429,32 @@ def test_an_opened_encoder_is_frozen_and_computes_row_by_row(name, prepared):
     assert all(torch.equal(tensor, before[key]) for key, tensor in encoder.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("name", "top1"),
-    [
-        ("cifar_resnet20", 0.800),
-        ("cifar_resnet32", 0.808),
-        ("cifar_resnet44", 0.792),
-        ("cifar_resnet56", 0.830),
-    ],
-)
-def test_cifar_encoders_classify_photographs(name, top1, prepared):
+def checked(classes):
+    """The encoders whose manifest holds an accuracy over these classes."""
+    found = {name: check_of(name) for name in image_encoder_names()}
+    return [name for name, check in found.items() if check and check.classes == classes]
+
+
+@pytest.mark.parametrize("name", checked("cifar10"))
+def test_cifar_encoders_classify_photographs(name, prepared):
     """Fifty of each class, 0.69 to 0.71 with blue first; all 10,000 give 0.810, 0.826, 0.827, 0.832."""
     for data_set in ("cifar10-jpeg", "encoders-cifar-resnet"):
         prepared(data_set)
-    rows = pl.read_parquet(locate("cifar10-jpeg") / "test.parquet")[::20]
-    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    truth = torch.tensor([classes.index(label) for label in rows["label"]])
-    right = in_blocks(opened(name).classify, pictures(rows)).argmax(1) == truth
-    assert right.double().mean().item() == pytest.approx(top1, abs=0.0041)  # two pictures at the border
+    check = check_of(name)
+    top1, _ = measure_accuracy(check, opened(name).classify)
+    assert top1 == pytest.approx(check.value, abs=0.0041)  # two pictures at the border
 
 
-@cache
-def imagenet_sample():
-    """Every hundredth picture of the validation half at 128 pixels, the true class, and the classes' rows.
-
-    Rows count in the 1001 classes, background first. A class is found by its words, "crane" (a bird and a
-    machine) by its place in the order of WordNet ids, which all others confirm.
-    """
-    rows = pl.read_parquet(locate("tiny-imagenet") / "val.parquet")
-    labels = (locate("encoders-mobilenet-int8") / "imagenet_labels.txt").read_text().splitlines()
-    words = dict(rows.select("wnid", "synset_words").unique().sort("wnid").iter_rows())
-    places = [518 if text == "crane" else labels.index(text) for text in words.values()]
-    assert places == sorted(places)
-    assert labels[518] == "crane"
-    sample = rows[::100]
-    truth = torch.tensor([list(words).index(wnid) for wnid in sample["wnid"]])
-    return pictures(sample, 128), truth, torch.tensor(places)
-
-
-@pytest.mark.parametrize(
-    ("name", "top5"),
-    [
-        ("mobilenet_v1_025", 0.68),
-        ("mobilenet_v1_050", 0.76),
-        ("mobilenet_v1_075", 0.83),
-        ("mobilenet_v2_100", 0.72),
-        ("mobilenet_v2_100_ptq", 0.75),
-        ("squeezenet_10", 0.64),
-        ("squeezenet_11", 0.55),
-    ],
-)
-def test_imagenet_encoders_classify_photographs(name, top5, prepared):
+@pytest.mark.parametrize("name", checked("imagenet"))
+def test_imagenet_encoders_classify_photographs(name, prepared):
     """Top 5 of 200 classes, chance 0.025; with blue first 0.35 to 0.58, with pixels of 0 to 1 at chance."""
     for data_set in ("tiny-imagenet", "encoders-mobilenet-int8", source(name)[0].data_set):
         prepared(data_set)
-    pixels, truth, places = imagenet_sample()
-    encoder = opened(name)
-
-    def accuracy(given):
-        logits = in_blocks(encoder.classify, given)[:, places - (1001 - encoder.classes)]
-        return (logits.topk(5).indices == truth[:, None]).any(1).double().mean().item()
-
-    assert accuracy(pixels) == pytest.approx(top5, abs=0.031)  # three pictures at the border
-    assert accuracy(pixels.flip(1)) < top5 - 0.1
+    check, classify = check_of(name), opened(name).classify
+    right, _ = measure_accuracy(check, classify)
+    swapped, _ = measure_accuracy(check, lambda pixels: classify(pixels.flip(1)))
+    assert right == pytest.approx(check.value, abs=0.031)  # three pictures at the border
+    assert swapped < check.value - 0.1
 
 
 @pytest.mark.parametrize(
@@ -516,7 +480,7 @@ def test_the_encoder_without_classifier_sees_what_another_sees(prepared):
     """Linear centred kernel alignment with width 0.75: 0.882; blue first 0.852, padding by torch 0.809."""
     for data_set in ("tiny-imagenet", "encoders-mobilenet-int8"):
         prepared(data_set)
-    pixels, *_ = imagenet_sample()
+    pixels = pictures(pl.read_parquet(locate("tiny-imagenet") / "val.parquet")[::100], 128)
     first, second = (in_blocks(opened(f"mobilenet_v1_{width}"), pixels) for width in ("100", "075"))
     first, second = first - first.mean(0), second - second.mean(0)
     alignment = (first.T @ second).norm() ** 2 / ((first.T @ first).norm() * (second.T @ second).norm())

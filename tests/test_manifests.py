@@ -211,7 +211,7 @@ def test_all_problems_are_listed_at_once(card, publish):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"licens": "MIT"}, r"kites.yaml: unknown key 'licens' \(allowed here: citation, .*licence"),
+        ({"licens": "MIT"}, r"kites.yaml: unknown key 'licens' \(allowed here: checks, citation, .*licence"),
         ({"title": 7}, "key 'title' is '7'"),
         ({"redistribute": "no"}, "key 'redistribute'"),
         ({"files": {}}, "key 'files'"),

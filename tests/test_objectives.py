@@ -2,15 +2,18 @@
 
 import math
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.loss import SigLipLoss
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.objectives import (
     pair_contrastive,
+    paired_contrastive,
     same_condition_contrastive,
     sigmoid_contrastive,
     similarity_mse,
@@ -218,3 +221,166 @@ def test_a_match_of_another_shape_is_refused():
         sigmoid_contrastive(
             units(2, 0), units(3, 1), torch.eye(2, dtype=torch.bool), number(1.0), number(0.0)
         )
+
+
+# --- rows that belong together ------------------------------------------------------------------------------
+
+
+def both_ways(mapped: torch.Tensor, images: torch.Tensor, scale: float) -> torch.Tensor:
+    """Torch's own cross-entropy of all logits at once, over images and over texts."""
+    logits, own = scale * mapped @ images.T, torch.arange(len(mapped))
+    return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+
+
+def tiles_of(rows: int, count: int, size: int = 8) -> int:
+    """Bytes of a tile of so many rows; double precision has 8 bytes a number."""
+    return rows * count * size
+
+
+class Products(TorchDispatchMode):
+    """Notes the size in bytes of every tensor that is made, and every product of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes, self.products = [0], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.bytes.append(found.numel() * found.element_size())
+            if function.overloadpacket is torch.ops.aten.mm:
+                self.products.append(tuple(found.shape))
+        return found
+
+
+def test_rows_that_belong_together_by_hand():
+    mapped = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    images = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    # t = 2: logits (2, 1.2) and (0, 1.6). Over images, -log of e^2 / (e^2 + e^1.2) and e^1.6 / (e^0 + e^1.6);
+    # over texts, of e^2 / (e^2 + e^0) and e^1.6 / (e^1.2 + e^1.6). That is softplus of the other less the own
+    # logit: -0.8, -1.6, -2 and -0.4. The mean of the four.
+    expected = sum(math.log1p(math.exp(x)) for x in (-0.8, -1.6, -2.0, -0.4)) / 4
+    assert float(paired_contrastive(mapped, images, 2.0)) == pytest.approx(expected)
+
+
+@quick
+@given(
+    count=st.integers(1, 9),
+    width=st.integers(1, 6),
+    rows=st.integers(1, 9),
+    scale=st.floats(0.1, 200),
+    seed=st.integers(0, 10**6),
+)
+def test_value_and_gradients_are_those_of_cross_entropy_both_ways_in_tiles_of_any_size(
+    count, width, rows, scale, seed
+):
+    ours = [units(count, seed + one, width).requires_grad_() for one in range(2)]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    value = paired_contrastive(*ours, scale, tiles_of(rows, count))
+    expected = both_ways(*theirs, scale)
+    # Double precision; logits reach 200.
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11)
+    assert float(value.detach()) >= -1e-11
+    (3 * value).backward()
+    (3 * expected).backward()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [7, 3, 1])  # one tile, an uneven last tile, a row each
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)])
+def test_gradients_of_the_paired_term_are_those_of_differences(rows, needed):
+    inputs = [units(7, seed).requires_grad_(need) for seed, need in enumerate(needed)]
+    assert torch.autograd.gradcheck(lambda *both: paired_contrastive(*both, 5.0, tiles_of(rows, 7)), inputs)
+
+
+@pytest.mark.parametrize("rows", [7, 2])
+def test_an_input_that_needs_no_gradient_gets_none_and_changes_nothing(rows):
+    whole = [units(7, seed).requires_grad_() for seed in range(2)]
+    paired_contrastive(*whole, 20.0, tiles_of(rows, 7)).backward()
+    for place in range(2):
+        inputs = [units(7, seed).requires_grad_(seed == place) for seed in range(2)]
+        paired_contrastive(*inputs, 20.0, tiles_of(rows, 7)).backward()
+        assert inputs[1 - place].grad is None
+        torch.testing.assert_close(inputs[place].grad, whole[place].grad, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("count", [1, 2, 64])
+def test_rows_that_all_score_alike_give_the_log_of_their_number(count):
+    rows = units(1, 0).repeat(count, 1)
+    value = paired_contrastive(rows, units(1, 1).repeat(count, 1), 100.0, tiles_of(3, count))
+    assert float(value) == pytest.approx(math.log(count), abs=1e-12)
+
+
+def test_rows_that_only_match_their_own_lose_nothing_and_their_order_does_not_matter():
+    rows = torch.eye(6, dtype=torch.double)
+    # 5 others at e^-100 of the own each way.
+    assert float(paired_contrastive(rows, rows)) == pytest.approx(5 * math.exp(-100), abs=1e-12)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    mapped, images = units(9, 0), units(9, 1)
+    value = paired_contrastive(mapped, images, 10.0)
+    torch.testing.assert_close(paired_contrastive(mapped[order], images[order], 10.0), value)
+    torch.testing.assert_close(paired_contrastive(images, mapped, 10.0), value)
+    assert not torch.isclose(paired_contrastive(mapped[order], images, 10.0), value)
+
+
+@pytest.mark.parametrize("scale", [100.0, 1e4])
+def test_the_paired_term_is_finite_in_single_precision_at_a_high_scale(scale):
+    mapped, images = units(50, 0).float().requires_grad_(), units(50, 1).float().requires_grad_()
+    value = paired_contrastive(mapped, images, scale, tiles_of(7, 50, size=4))
+    value.backward()
+    # Single precision of logits up to the scale.
+    expected = both_ways(mapped.detach().double(), images.detach().double(), scale)
+    assert float(value.detach()) == pytest.approx(float(expected), rel=1e-4)
+    assert torch.isfinite(mapped.grad).all()
+    assert torch.isfinite(images.grad).all()
+
+
+@pytest.mark.parametrize("count", [60, 240])
+def test_no_tensor_is_larger_than_a_tile_so_that_memory_grows_with_the_batch(count):
+    inputs = [units(count, seed, 2).requires_grad_() for seed in range(2)]
+    with Products() as made:
+        paired_contrastive(*inputs, 10.0, tiles_of(4, count)).backward()
+    assert max(made.bytes) == tiles_of(4, count)  # 4 / 60 and 4 / 240 of all logits
+
+
+@pytest.mark.parametrize(("rows", "times", "held"), [(12, 1, 12), (6, 2, 6), (1, 2, 1), (1, 2, 0)])
+def test_logits_of_one_tile_are_computed_once_and_others_once_more(rows, times, held):
+    inputs = [units(12, seed, 3).requires_grad_() for seed in range(2)]
+    with Products() as made:
+        paired_contrastive(*inputs, 10.0, tiles_of(held, 12)).backward()
+    assert made.products.count((rows, 12)) == times * 12 // rows
+
+
+def test_without_gradients_only_the_value_is_computed():
+    with Products() as made:
+        paired_contrastive(units(12, 0, 3), units(12, 1, 3), 10.0, tiles_of(6, 12))
+    assert made.products == [(6, 12)] * 2
+
+
+def test_what_is_not_said_is_the_papers_scale():
+    torch.testing.assert_close(
+        paired_contrastive(units(9, 0), units(9, 1)), both_ways(units(9, 0), units(9, 1), 100.0)
+    )
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    mapped = units(4, 0).requires_grad_()
+    value = paired_contrastive(mapped, units(4, 1)).square()
+    (first,) = torch.autograd.grad(value, mapped, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("images", [(3, 5), (4, 6)])
+def test_rows_or_widths_that_do_not_pair_up_are_refused(images):
+    with pytest.raises(Exception, match="(?i)type-check"):
+        paired_contrastive(units(4, 0), units(images[0], 1, images[1]))
+    jaxtyping.config.update("jaxtyping_disable", True)  # as outside of tests
+    try:
+        with pytest.raises(
+            ValueError, match=rf"\(4, 5\) mapped texts for \({images[0]}, {images[1]}\) images"
+        ):
+            paired_contrastive(units(4, 0), units(images[0], 1, images[1]))
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

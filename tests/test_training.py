@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from torch import nn
 
 from workbench import files
 from workbench.errors import RunError
-from workbench.training import Training, epoch_order, fit, seed_everything
+from workbench.training import Training, epoch_order, fit, rate_factor, seed_everything
 
 ITEMS, STEPS = 23, 20  # 5 batches an epoch, the last one of 3 items, and 4 epochs
 SETTINGS = {"epochs": 4, "batch_size": 5, "learning_rate": 0.05, "weight_decay": 0.01, "clip": 1.0}
@@ -342,6 +343,92 @@ def test_without_warm_up_the_first_step_has_the_full_learning_rate(tmp_path):
     )
     # 5 steps: 5/5 of the rate, then 4/5. Single precision near 1.
     assert seen[:3] == pytest.approx([1.0, 0.99, 0.982], abs=1e-6)
+
+
+def rate(schedule: str, step: int, total: int = 20, warmup: float = 0.2) -> float:
+    common = {"epochs": 1, "batch_size": 1, "learning_rate": 1.0, "warmup": warmup}
+    return rate_factor(Training(**common, schedule=schedule), step, total)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_every_schedule_climbs_alike_over_the_warm_up(schedule):
+    # 20 steps, 4 of warm-up.
+    assert [rate(schedule, step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert rate(schedule, 4) == 1.0
+    assert rate(schedule, 0, warmup=0.0) == 1.0
+    assert rate(schedule, 0, total=1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"),
+    [
+        ("linear", 0.5, 1 / 16),
+        # (1 + cos(pi * 8 / 16)) / 2 and (1 + cos(pi * 15 / 16)) / 2
+        ("cosine", 0.5, (1 + math.cos(15 / 16 * math.pi)) / 2),
+        ("constant", 1.0, 1.0),
+    ],
+)
+def test_after_the_warm_up_a_schedule_goes_its_own_way_down(schedule, middle, last):
+    # 16 steps follow the warm-up: step 12 is the ninth of them, and 8 of 16 are done.
+    assert rate(schedule, 12) == pytest.approx(middle)
+    assert rate(schedule, 19) == pytest.approx(last)
+    falling = [rate(schedule, step) for step in range(4, 20)]
+    assert falling == sorted(falling, reverse=True)
+    # A quarter and three quarters down: the cosine leaves its start and nears its end more slowly.
+    expected = {"linear": (0.75, 0.25), "cosine": (0.853553, 0.146447), "constant": (1.0, 1.0)}[schedule]
+    assert (rate(schedule, 8), rate(schedule, 16)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_warm_up_of_a_broken_number_of_steps_ends_less_than_a_step_above_the_rate():
+    # 1.5 of 15 steps: 2/3 of the rate, then 14 of 13.5.
+    assert [rate("linear", step, 15, 0.1) for step in (0, 1, 2)] == pytest.approx(
+        [1 / 1.5, 14 / 13.5, 13 / 13.5]
+    )
+    assert all(rate("cosine", step, 15, 0.1) <= 1 for step in range(15))
+
+
+def test_a_schedule_is_what_training_follows(tmp_path):
+    common = {"epochs": 2, "batch_size": 2, "learning_rate": 0.01, "warmup": 0.4}
+    for schedule in ("cosine", "constant"):
+        settings = Training(**common, schedule=schedule)
+        seen = one_weight(tmp_path / schedule, lambda step: 1.0, settings)
+        moves = [before - after for before, after in zip(seen, seen[1:], strict=False)]
+        # With a constant gradient, AdamW moves by the learning rate; single precision near 1.
+        expected = [0.01 * rate_factor(settings, step, 10) for step in range(10)]
+        assert moves == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_not_said_is_a_linear_fall_and_adams_own_averages():
+    settings = Training(epochs=1, batch_size=1, learning_rate=0.1)
+    assert (settings.schedule, settings.betas, settings.warmup) == ("linear", (0.9, 0.999), 0.1)
+
+
+def test_averages_of_gradients_and_their_squares_decay_as_set(tmp_path):
+    common = {"epochs": 1, "batch_size": 5, "learning_rate": 0.01, "warmup": 0.0, "schedule": "constant"}
+    slopes = (1.0, 3.0)
+    plain = one_weight(tmp_path / "plain", lambda step: slopes[step], Training(**common))
+    forgetful = one_weight(
+        tmp_path / "forgetful", lambda step: slopes[step], Training(**common, betas=(0.0, 0.5))
+    )
+    # The first step is one rate. Plain: mean (0.09 * 1 + 0.1 * 3) / 0.19 = 2.0526, mean square (0.000999 +
+    # 0.009) / 0.001999 = 5.0020, a step of 2.0526 / 2.2365. Forgetful: 3 / sqrt((0.25 + 0.5 * 9) / 0.75).
+    assert plain[-1] == pytest.approx(1 - 0.01 - 0.01 * 0.91778, abs=1e-6)
+    assert forgetful[-1] == pytest.approx(1 - 0.01 - 0.01 * 3 / (4.75 / 0.75) ** 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [{"schedule": "step"}, {"betas": [0.9, 1.0]}, {"betas": [-0.1, 0.9]}, {"betas": [0.9]}]
+)
+def test_schedules_and_averages_that_there_are_not_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        Training.model_validate_json(json.dumps({**SETTINGS, **change}))
+
+
+def test_averages_are_read_from_a_recipe():
+    settings = Training.model_validate_json(
+        json.dumps({**SETTINGS, "betas": [0.9, 0.95], "schedule": "cosine"})
+    )
+    assert settings.betas == (0.9, 0.95)
 
 
 def test_weight_decay_shrinks_a_weight_without_gradient(tmp_path):

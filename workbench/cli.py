@@ -76,15 +76,21 @@ def data_show(name: str) -> None:
 def data_verify(
     names: Annotated[list[str] | None, typer.Argument(help="All that are here, if none given.")] = None,
 ) -> None:
-    """Check data sets against their manifests: hash, size, rows, columns; exit code 3 if one differs."""
+    """Check hash, size, rows and columns of data sets, and encoders' accuracy; exit code 3 if one differs."""
     from workbench.manifests import locate, manifest_names, problems, read_manifest, verified_folder
 
     bad = 0
     for name in names or [name for name in manifest_names() if locate(name)]:
-        folder = locate(name) or verified_folder(name)  # the latter says where it was looked for
-        found = problems(read_manifest(name), folder)
+        manifest, folder = read_manifest(name), locate(name) or verified_folder(name)  # the latter says where
+        found = problems(manifest, folder)
         bad += bool(found)
         print(f"{name}: " + ("ok" if not found else "\n  ".join(["differs", *found])))
+        if manifest.checks and not found:
+            from workbench.encoder_checks import verify_encoders  # opens torch
+
+            for fine, line in verify_encoders(manifest.checks):
+                bad += not fine
+                print(f"  {line}")
     raise typer.Exit(3 if bad else 0)
 
 
@@ -107,7 +113,7 @@ def run(
     device: Device = "cpu",
     out: Out = Path("reports"),
     data: Annotated[
-        Path | None, typer.Option(help="Own pairs: a CSV or Parquet file, or a folder of splits.")
+        Path | None, typer.Option(help="Own data: a CSV or Parquet file, or a folder (README).")
     ] = None,
     label_range: Annotated[
         tuple[float, float] | None, typer.Option(help="Lowest and highest label of own pairs.")
@@ -137,11 +143,12 @@ def _changes(
         known = load_recipe(recipe)
         before = known.data.model_dump(mode="json")
         if data:
-            if (
-                before["source"] != "files"
-            ):  # other data: the recipe's bars and published numbers do not apply
+            if before["source"] not in ("files", "table", "features"):
+                # Other data than the recipe's: its bars and published numbers do not apply.
                 changes |= {"bars": [], "published": [], "title": f"{known.title}, on own data: {data.stem}"}
-            before |= {"source": "files", "name": data.stem, "path": str(data)}
+            own = "features" if data.is_dir() else "table"  # of a zoo: arrays, or captioned pictures
+            source = own if known.paper == "hyper_align" else "files"
+            before |= {"source": source, "name": data.stem, "path": str(data)}
         changes["data"] = {**before, **({"label_range": list(label_range)} if label_range else {})}
     return changes
 
@@ -194,7 +201,7 @@ def report(out: Out = Path("reports")) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="hyper_cl")],
+    name: Annotated[str, typer.Argument(help="hyper_cl, hyper_clip, hyper_align or hyper_align_memory")],
     out: Annotated[Path | None, typer.Option(help="Folder for NAME.json.")] = None,
     device: Device = "cpu",
 ) -> None:

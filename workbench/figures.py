@@ -23,6 +23,20 @@ FAMILY_COLOURS = {
     "generated norms": "#0072B2",
     "generated norms, added to trained ones": "#009E73",
     "generated kernels or projection": "#CC79A7",
+    "each pair trained alone": "#E69F00",
+    "all connectors trained together": "#D55E00",
+    "connectors generated from a code": "#0072B2",
+    "closed form": "#009E73",
+    "closed form, then a few pairs trained": "#CC79A7",
+    "one map per encoder": "#56B4E9",
+}
+_CONNECTIONS = {  # ways to connect a zoo
+    "ape": "each pair trained alone",
+    "direct": "all connectors trained together",
+    "hyper_align": "connectors generated from a code",
+    **dict.fromkeys(("ridge", "procrustes", "cca", "connector"), "closed form"),
+    "search": "closed form, then a few pairs trained",
+    "hub": "one map per encoder",
 }
 METRIC_TITLES = {
     "top1": "top-1 accuracy (0 to 1, ideal 1)",
@@ -39,6 +53,12 @@ METRIC_TITLES = {
     "hits_at_3": "hits at 3 (filtered)",
     "hits_at_10": "hits at 10 (filtered)",
     "mr": "mean rank (filtered, realistic)",
+    "recall_at_1": "recall at 1, mean of both directions (0 to 1, ideal 1)",
+    "recall_at_10": "recall at 10, mean of both directions (0 to 1, ideal 1)",
+    "t2i_recall_at_10": "recall at 10, caption to image (0 to 1, ideal 1)",
+    "i2t_recall_at_10": "recall at 10, image to caption (0 to 1, ideal 1)",
+    "rank_agreement": "Spearman with the full grid's ranking of the pairs (-1 to 1, ideal 1)",
+    "regret": "recall at 10 lost by the chosen pair (0 to 1, ideal 0)",
     "hit_rate": "hit rate (share of lookups that the cache answers)",
     "cache_mib": "cache, MiB",
     "cache_mib_768": "cache at width 768, MiB",
@@ -64,6 +84,8 @@ def family(settings: dict[str, Any]) -> str:
     """Say which family a model of a table belongs to; decides its colour."""
     if settings["kind"] in ("cosine", "prompt", "condition_only", "frequency", "chance"):
         return "no training"
+    if settings["kind"] in _CONNECTIONS:
+        return _CONNECTIONS[settings["kind"]]
     if settings["kind"] in ("token_control", "adapter"):
         return "same machinery, told nothing"
     if settings["kind"] == "hyper" and "generates" in settings:

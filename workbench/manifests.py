@@ -8,6 +8,7 @@ file matches.
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 import polars as pl
@@ -36,6 +37,19 @@ class DataFile(Settings):
     columns: tuple[str, ...] | None = None
 
 
+class EncoderCheck(Settings):
+    """What an encoder must score on a few labelled pictures; wrongly prepared input scores less."""
+
+    data: str = Field(description="name of the data set that holds the pictures")
+    file: str = Field(description="its table")
+    classes: Literal["cifar10", "imagenet"] = Field(description="what the classifier's rows stand for")
+    every: int = Field(ge=1, description="each n-th row of the table is classified, from the first on")
+    size: int = Field(ge=32, description="side of the square, in pixels")
+    metric: Literal["top1", "top5"] = Field(description="share of pictures whose class is among the first")
+    value: float = Field(ge=0, le=1, description="as measured when the encoder was prepared")
+    tolerance: float = Field(gt=0, lt=1, description="largest absolute difference that passes")
+
+
 class Manifest(Settings):
     """One data set."""
 
@@ -49,6 +63,7 @@ class Manifest(Settings):
     prepared_by: str
     upstream: tuple[Upstream, ...] = ()
     files: dict[str, DataFile] = Field(min_length=1)
+    checks: dict[str, EncoderCheck] = Field(default={}, description="encoder name -> its accuracy")
 
     @model_validator(mode="after")
     def _tables_say_what_they_hold(self) -> "Manifest":

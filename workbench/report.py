@@ -4,103 +4,15 @@ HTML pages open from disk with no network (plotly.js is inside the page); all te
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from workbench.errors import RecipeError
-from workbench.figures import groups_figure, history_figure, models_figure
 from workbench.files import write_atomic
-from workbench.papers import load_recipe
 from workbench.runs import Run, finished_runs
-from workbench.tables import (
-    Table,
-    bar_table,
-    card_table,
-    findings,
-    last_split,
-    main_metric,
-    model_table,
-    published_table,
-    score_table,
-)
-
-_HOW = (
-    "Every value is the mean over seeds; the interval is a 95 % bootstrap over sentence pairs (graphs: "
-    "triples, pictures: images) of that mean, so it covers which were drawn, and the spread over seeds "
-    "stands beside it. Differences are paired: the same resamples for both models."
-)
-
-
-@dataclass(frozen=True)
-class Section:
-    """One heading with sentences, a figure and a table, each optional."""
-
-    title: str
-    lines: list[str]
-    table: Table | None = None
-    figure: Markup | None = None
-    folded: bool = False
-
-
-def run_sections(run: Run) -> list[Section]:
-    """Lay out one run's report."""
-    metrics, main = run.metrics, main_metric(run)
-    split = last_split(metrics)
-    sections = [Section("What was found", findings(run))]
-    if _reading(run):
-        sections.append(Section("How to read it", [_reading(run)]))
-    if run.recipe["bars"]:
-        sections.append(Section("Bars", ["Set by this project before the run."], bar_table(run)))
-    if run.recipe["published"]:
-        lines = [
-            "Numbers on one scale, 0 to 1. Where encoder, split or protocol differ, the verdict is "
-            "'not comparable'."
-        ]
-        sections.append(Section("Published beside reproduced", lines, published_table(run)))
-    figure = _div(models_figure(metrics, run.recipe["models"], main, split))
-    sections.append(Section("All models", [_HOW], score_table(run), figure))
-    columns = dict.fromkeys(
-        g.split("=")[0] for g in metrics.filter(split=split)["group"].unique(maintain_order=True) if "=" in g
-    )
-    shown = model_table(run).sort(main, descending=True, nulls_last=True)["model"].to_list()[:3]
-    shown = list(dict.fromkeys([*shown, run.recipe["reference"]]))
-    for column in columns:
-        values = [
-            g
-            for g in metrics.filter(split=split)["group"].unique(maintain_order=True)
-            if g.startswith(f"{column}=")
-        ]
-        measured = metrics.filter(pl.col("group").is_in(values), split=split, metric=main).height
-        figure = _div(groups_figure(metrics, shown, main, column, split)) if measured else None
-        title = "Worst group and gap" if column == "by" else f"By {column.replace('_', ' ')}"
-        sections.append(Section(title, [], figure=figure))
-        sections += [
-            Section(value.replace("=", ": "), [], score_table(run, value), folded=True) for value in values
-        ]
-    sections.append(
-        Section("Cost and health of each head", ["One seed; seconds on this machine."], card_table(run))
-    )
-    sections.append(Section("Training", [], figure=_div(history_figure(run.cards, shown))))
-    return sections
-
-
-def _reading(run: Run) -> str:
-    """Return what the recipe's authors say of its results, unless the run was made on other data."""
-    try:
-        recipe = load_recipe(run.recipe["name"])
-    except RecipeError:  # a recipe of the user's own, given by path
-        return ""
-    return recipe.reading if recipe.data.name == run.recipe["data"]["name"] else ""
-
-
-def _div(figure: Any) -> Markup:
-    """Turn a figure into HTML without the library, which the page brings once."""
-    return Markup(figure.to_html(full_html=False, include_plotlyjs=False))
+from workbench.sections import HOW, Section, reading_of, run_sections, said_of
+from workbench.tables import Table, bar_table, main_metric, model_table, published_table, score_table
 
 
 def _page(title: str, lead: list[str], sections: list[Section], footer: list[str], plotly: bool) -> str:
@@ -158,8 +70,8 @@ def write_index(out: Path) -> Path:
         shown = {"text": done[-1].stem, "href": f"notebooks/{done[-1].name}"} if done else "-"
         score = f"{best[main]:.3f} ({best['low']:.3f} to {best['high']:.3f})"
         overview.append([link, run.recipe["data"]["name"], main, best["model"], score, met, shown])
-        reading = [_reading(run)] if _reading(run) else []
-        sections.append(Section(name, [*findings(run), *reading], score_table(run)))
+        reading = [reading_of(run)] if reading_of(run) else []
+        sections.append(Section(name, [*said_of(run), *reading], score_table(run)))
         if run.recipe["bars"]:
             sections.append(Section(f"{name}: bars", [], bar_table(run)))
         if run.recipe["published"]:
@@ -171,7 +83,7 @@ def write_index(out: Path) -> Path:
         Table(columns, overview),
     )
     sections = [first, *sections]
-    lead = ["What has been run, what it was held against, and what did not hold.", _HOW]
+    lead = ["What has been run, what it was held against, and what did not hold.", HOW]
     footer = [line for run in newest.values() for line in footer_of(run)]
     write_atomic(out / "index.html", _page("Workbench report", lead, sections, footer, plotly=False))
     write_atomic(out / "index.md", _markdown("Workbench report", lead, sections, footer))

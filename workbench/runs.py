@@ -83,7 +83,7 @@ class Run:
         """Names of the models whose trained weights the run kept."""
         return sorted(path.parent.name for path in self.folder.glob("models/*/head.json"))
 
-    def model(self, name: str) -> "HyperCL | HyperCLIPModel | LinkPredictor":  # noqa: F821
+    def model(self, name: str) -> "HyperCL | HyperCLIPModel | LinkPredictor | ConnectorZoo":  # noqa: F821
         """Load a trained model with its encoder, for a graph recipe with its graph.
 
         Raises:
@@ -104,6 +104,10 @@ class Run:
             from workbench.classifier import HyperCLIPModel
 
             return HyperCLIPModel.load(folder)
+        if self.recipe["paper"] == "hyper_align":
+            from workbench.connector_zoo import ConnectorZoo
+
+            return ConnectorZoo.load(folder)
         from workbench.model import HyperCL
 
         return HyperCL.load(folder)

@@ -27,6 +27,12 @@ SHOWN = (
     "hits_at_3",
     "hits_at_10",
     "mr",
+    "recall_at_10",
+    "recall_at_1",
+    "t2i_recall_at_10",
+    "i2t_recall_at_10",
+    "rank_agreement",
+    "regret",
 )
 TIMED = ("hit_rate", "cache_mib", "cache_mib_768", "cache_mib_1024", "seconds_batch_1", "seconds_batch_128")
 FLOORS = {  # kind of the model that sees one side only -> what it never sees
@@ -62,7 +68,7 @@ def main_metric(run: Run) -> str:
     """Return the metric a run is ranked by: the one it is held against, else the first that it has."""
     known = set(run.metrics.filter(split=last_split(run.metrics), group="all")["metric"])
     held = [item["metric"] for item in (*run.recipe["published"], *run.recipe["bars"])]
-    order = (*held, "top1", "auc", "pair_order", "spearman", "mrr", "hit_rate")
+    order = (*held, "top1", "auc", "pair_order", "spearman", "mrr", "recall_at_10", "hit_rate")
     return next(name for name in order if name in known & {*SHOWN, *TIMED})
 
 
@@ -110,6 +116,15 @@ def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.Da
 def _number(value: float | None, sign: bool = False) -> str:
     """Print a score; a dash where there is none."""
     return "-" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
+
+
+def flops_text(value: float | None) -> str:
+    """Print operations with an SI prefix; a dash where there are none."""
+    if value is None:
+        return "-"
+    prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
+    size, prefix = next((one for one in prefixes if value >= one[0]), (1, ""))
+    return f"{value / size:.3g} {prefix}FLOP"
 
 
 def _difference(value: float | None, low: float | None, high: float | None) -> str:
@@ -240,6 +255,7 @@ def findings(run: Run) -> list[str]:
 def card_table(run: Run) -> Table:
     """Print what each trained model costs and whether its generator is sound, first seed."""
     rows, seen = [], set()
+    counted = any("flops" in card for card in run.cards)
     for card in run.cards:
         if card["seed"] is None or card["model"] in seen:
             continue
@@ -259,14 +275,15 @@ def card_table(run: Run) -> Table:
                 card["model"],
                 f"{card['parameters']:,}",
                 f"{card['seconds']:.1f}",
+                *([flops_text(card.get("flops"))] if counted else []),
                 card.get("peak_device_mib") or card["peak_process_mib"],
                 *generator,
                 even,
                 *alive,
             ]
         )
-    columns = ["model", "trained parameters", "seconds", "peak MiB", "of the generator"]
-    columns.append("generated per condition")
+    columns = ["model", "trained parameters", "seconds", *(["operations"] if counted else []), "peak MiB"]
+    columns += ["of the generator", "generated per condition"]
     return Table([*columns, "break-even conditions", "effective rank", "generator"], rows)
 
 

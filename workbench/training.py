@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -40,6 +40,10 @@ class Training(Settings):
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: float = Field(default=0.1, ge=0, lt=1, description="share of all steps")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="how the learning rate goes down after the warm-up"
+    )
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     clip: float | None = Field(default=None, gt=0, description="largest gradient norm; null for none")
 
     def at_rate(self, learning_rate: float | None) -> "Training":
@@ -152,7 +156,21 @@ def _optimiser(module: nn.Module, settings: Training, rates: Mapping[str, float]
             own = [rate for start, rate in rates.items() if name.startswith(start)]
             groups.setdefault(own[0] if own else settings.learning_rate, []).append(parameter)
     members = [{"params": params, "lr": rate, "peak": rate} for rate, params in groups.items()]
-    return torch.optim.AdamW(members, weight_decay=settings.weight_decay, fused=True)
+    return torch.optim.AdamW(members, weight_decay=settings.weight_decay, betas=settings.betas, fused=True)
+
+
+def rate_factor(settings: Training, step: int, total: int) -> float:
+    """Return which share of the learning rate a step has: up to 1 over the warm-up, then down.
+
+    A warm-up that is no whole number of steps lets "linear" begin above 1, by less than one step's fall.
+    """
+    warm = settings.warmup * total
+    if step + 1 <= warm:
+        return (step + 1) / warm
+    left = (total - step) / max(total - warm, 1)
+    if settings.schedule == "constant":
+        return 1.0
+    return left if settings.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 def _step(
@@ -163,7 +181,7 @@ def _step(
     step: int,
     total: int,
 ) -> float:
-    """Make one optimiser step with linear warm-up and decay; return the loss."""
+    """Make one optimiser step at its learning rate; return the loss."""
     if not torch.isfinite(value):
         raise RunError(
             f"the loss of {type(module).__name__} is {value.item()} at step {step + 1} of {total} with "
@@ -175,8 +193,7 @@ def _step(
         nn.utils.clip_grad_norm_(
             [p for group in optimiser.param_groups for p in group["params"]], settings.clip
         )
-    warm = settings.warmup * total
-    factor = (step + 1) / warm if step + 1 <= warm else (total - step) / max(total - warm, 1)
+    factor = rate_factor(settings, step, total)
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * factor
     optimiser.step()

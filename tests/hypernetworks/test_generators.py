@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from workbench.hypernetworks import LinearGenerator, ParamSpec, Rows, Slot, project
-from workbench.hypernetworks.generators import standardise, token_scale
+from workbench.hypernetworks.generators import MLPGenerator, standardise, token_scale
 
 WIDTH = 64
 
@@ -132,3 +132,44 @@ def test_token_states_are_scaled_one_by_one_and_padding_stays_zero():
     )
     # layer_norm adds 1e-5 to the variance.
     torch.testing.assert_close(token_scale(states), expected, rtol=1e-4, atol=1e-5)
+
+
+def mlp_of(hidden: tuple[int, ...] = (8, 16)) -> MLPGenerator:
+    return MLPGenerator(
+        5, ParamSpec((Slot("w", (4, 6), "full"), Slot("b", (6,), "vector", gain=0.5))), hidden
+    )
+
+
+@pytest.mark.parametrize("hidden", [(8,), (8, 16), (3, 4, 5)])
+def test_hidden_layers_with_gelu_act_in_order_before_one_head(hidden):
+    generator, codes = mlp_of(hidden), torch.randn(3, 5)
+    layers = [layer for layer in generator.modules() if isinstance(layer, nn.Linear)]
+    assert [layer.out_features for layer in layers] == [*hidden, 30]
+    expected = codes
+    for layer in layers:
+        expected = expected @ layer.weight.T + layer.bias
+        if layer is not generator.head:
+            expected = expected * (1 + torch.erf(expected / math.sqrt(2))) / 2
+    weights = generator(codes)
+    # The spec brings a full matrix to 1 / sqrt(fan in) and the vector to its gain; single precision.
+    torch.testing.assert_close(weights.tensors["w"], expected[:, :24].view(3, 4, 6) / 2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights.tensors["b"], expected[:, 24:] / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_the_layers_of_an_mlp_start_as_linear_layers_do():
+    torch.manual_seed(3)
+    generator = mlp_of()
+    torch.manual_seed(3)
+    for layer in (generator.body[0], generator.body[2], generator.head):
+        reference = nn.Linear(layer.in_features, layer.out_features)
+        assert torch.equal(layer.weight, reference.weight)
+        assert torch.equal(layer.bias, reference.bias)
+
+
+def test_the_cost_of_an_mlp_is_counted_by_hand():
+    # 5 x 8 + 8, 8 x 16 + 16 and 16 x 30 + 30 make 48 + 144 + 510 = 702; 702 / 30 = 23.4.
+    assert mlp_of().cost() == {
+        "generator_parameters": 702,
+        "generated_parameters": 30,
+        "break_even_conditions": 24,
+    }

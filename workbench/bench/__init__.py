@@ -12,6 +12,8 @@ from workbench.files import write_atomic
 BENCHES = {  # name -> modules with rows(device)
     "hyper_cl": ("hyper_cl", "hyper_cl_evaluation", "ranking"),
     "hyper_clip": ("hyper_clip",),
+    "hyper_align": ("hyper_align",),
+    "hyper_align_memory": ("hyper_align_memory",),  # minutes
 }
 
 

@@ -80,6 +80,21 @@ class ImageTable:
         return ImageTable(self.pixels[rows], self.about[rows.tolist()])
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """How a picture becomes a square; CLIP's way unless said otherwise.
+
+    Attributes:
+        shorter: what the shorter side is brought to before the centre is cut out; None for the square's own.
+        squash: bring both sides to ``shorter``, so that a picture that is no square changes its shape.
+        resampling: name of Pillow's method.
+    """
+
+    shorter: int | None = None
+    squash: bool = False
+    resampling: str = "bicubic"
+
+
 def read_images(data: ImageData, split: str | None = None) -> ImageTable:
     """Read the images of a set, or of one split of it.
 
@@ -98,18 +113,31 @@ def read_images(data: ImageData, split: str | None = None) -> ImageTable:
     if table["image"].dtype == pl.String:
         folder = Path(data.path).parent.resolve()
         names = [f"{name} ({path[:100]!r})" for name, path in zip(names, contents, strict=True)]
-        contents = [_inside(folder, path, name) for path, name in zip(contents, names, strict=True)]
+        contents = [inside(folder, path, name) for path, name in zip(contents, names, strict=True)]
         table = table if "file" in table.columns else table.with_columns(file="image")
     return ImageTable(images_in(contents, data.size, names), table.drop("image"))
 
 
-def images_in(contents: Sequence[bytes | Path], size: int, names: Sequence[str]) -> UInt8[Tensor, "N 3 S S"]:
+def encoded_images(data: ImageData, split: str | None = None) -> pl.DataFrame:
+    """Read the rows of a prepared set, or of one split of it, pictures left as encoded bytes.
+
+    Raises:
+        DataError: no such split.
+        ManifestError: the set is missing or damaged.
+    """
+    table = pl.concat(_prepared_tables(data.name).values(), how="diagonal")
+    return table[_chosen(table, split, data)]
+
+
+def images_in(
+    contents: Sequence[bytes | Path], size: int, names: Sequence[str], fitting: Fitting | None = None
+) -> UInt8[Tensor, "N 3 S S"]:
     """Decode images, encoded or in files, as :func:`decode` does and raises, several at a time."""
     pixels = torch.empty(len(contents), 3, size, size, dtype=torch.uint8)
     filled, short = pixels.numpy(), len(contents) <= 2000
 
     def fill(row: int) -> None:
-        filled[row] = _decoded(_bytes_of(contents[row], names[row]), size, names[row])
+        filled[row] = _decoded(_bytes_of(contents[row], names[row]), size, names[row], fitting or Fitting())
 
     with (
         _warnings_dropped(),
@@ -131,7 +159,7 @@ def decode(raw: bytes, size: int, name: str) -> UInt8[np.ndarray, "3 S S"]:
         DataError: empty, not an image, cut short, damaged, or of more than 64 million pixels.
     """
     with _warnings_dropped():
-        return _decoded(raw, size, name)
+        return _decoded(raw, size, name, Fitting())
 
 
 def group_column(about: pl.DataFrame, name: str) -> pl.Series:
@@ -158,7 +186,7 @@ def _prepared_tables(name: str) -> dict[str, pl.DataFrame]:
         table, split = pl.read_parquet(folder / file), _SPLITS.get(Path(file).stem.split("_")[0])
         if split and "split" not in table.columns:
             table = table.with_columns(split=pl.lit(split))
-        tables[f"{name}, {file}"] = _checked(table, f"{name}, {file}", ("image",))
+        tables[f"{name}, {file}"] = checked_rows(table, f"{name}, {file}", ("image",))
     if not tables:
         raise DataError(f"{name} holds no images; workbench data show {name} lists what it holds")
     return tables
@@ -170,11 +198,11 @@ def _own_table(path: Path) -> pl.DataFrame:
     if path.suffix.lower() == ".csv":
         exact = [name for name in ("image", "label", "split") if name in table.columns]
         table = table.with_columns(pl.read_csv(path, columns=exact, infer_schema=False).get_columns())
-    table = _checked(table, str(path), ("image", "label"))
+    table = checked_rows(table, str(path), ("image", "label"))
     return table.with_columns(group_column(table, "label"))
 
 
-def _checked(table: pl.DataFrame, source: str, needed: tuple[str, ...]) -> pl.DataFrame:
+def checked_rows(table: pl.DataFrame, source: str, needed: tuple[str, ...]) -> pl.DataFrame:
     """Check that the needed columns are there and filled, and give splits their one name."""
     missing = [name for name in needed if name not in table.columns]
     if missing:
@@ -216,7 +244,7 @@ def _chosen(table: pl.DataFrame, split: str | None, data: ImageData) -> list[int
     return sorted(rows)
 
 
-def _inside(folder: Path, path: str, name: str) -> Path:
+def inside(folder: Path, path: str, name: str) -> Path:
     """Find a file below a folder, and refuse one that lies elsewhere."""
     with suppress(ValueError, RuntimeError):  # a null character, a link to itself
         found = (folder / path).resolve()
@@ -241,7 +269,7 @@ def _warnings_dropped() -> Iterator[None]:
         yield
 
 
-def _decoded(raw: bytes, size: int, name: str) -> UInt8[np.ndarray, "3 S S"]:
+def _decoded(raw: bytes, size: int, name: str, fitting: Fitting) -> UInt8[np.ndarray, "3 S S"]:
     """Decode as :func:`decode` does; warnings are the caller's matter, as filters belong to no thread."""
     if not raw:
         raise DataError(f"{name}: empty, 0 bytes; copy the image again or remove the row")
@@ -250,7 +278,7 @@ def _decoded(raw: bytes, size: int, name: str) -> UInt8[np.ndarray, "3 S S"]:
         image = Image.open(BytesIO(raw), formats=_FORMATS)
         if image.width * image.height > MOST_PIXELS:
             raise DataError(f"{name}: {image.width} x {image.height}, {large}")
-        return _square(_upright(_rgb(image, name), image), size)
+        return _square(_upright(_rgb(image, name), image), size, fitting)
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -283,12 +311,15 @@ def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _square(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 S S"]:
+def _square(image: Image.Image, size: int, fitting: Fitting) -> UInt8[np.ndarray, "3 S S"]:
     """Resize the shorter side and cut out the centre, rounded as torchvision rounds."""
-    shorter = min(image.size)
-    if max(image.size) > 64 * shorter:  # one by a million pixels would become 64 by 64 million: cut it first
-        image = _centre(image, *(min(side, 64 * shorter) for side in image.size))
-    image = image.resize([size * side // shorter for side in image.size], Image.Resampling.BICUBIC)
+    shorter, wanted = min(image.size), fitting.shorter or size
+    sides = (wanted, wanted)
+    if not fitting.squash:
+        if max(image.size) > 64 * shorter:  # one by a million pixels would become 64 by 64 million: cut it
+            image = _centre(image, *(min(side, 64 * shorter) for side in image.size))
+        sides = tuple(wanted * side // shorter for side in image.size)
+    image = image.resize(sides, Image.Resampling[fitting.resampling.upper()])
     return np.asarray(_centre(image, size, size)).transpose(2, 0, 1)
 
 

@@ -184,6 +184,17 @@ def _scenes(count: int, rng: np.random.Generator, train: bool) -> list[Scene]:
     return found
 
 
+def draw_distinct(count: int, rng: np.random.Generator) -> list[Scene]:
+    """Draw what scenes show, no two with the same attributes and background; none is shifted."""
+    found: dict[tuple[str, ...], Scene] = {}
+    while len(found) < count:
+        for scene in _scenes(count - len(found), rng, train=False):
+            found.setdefault(
+                (*scene.values.values(), scene.background), Scene(scene.values, scene.background, False)
+            )
+    return list(found.values())
+
+
 def _pixels(scenes: list[Scene], size: int, rng: np.random.Generator) -> torch.Tensor:
     return torch.from_numpy(np.stack([draw_scene(scene, size, rng) for scene in scenes]))
 

@@ -4,6 +4,8 @@ Shape letters: U unique conditions, T members of a set, C condition width, P coe
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -150,7 +152,38 @@ class SetGenerator(nn.Module):
         return cost_of(self)
 
 
-def cost_of(generator: LinearGenerator | SetGenerator) -> dict[str, int]:
+class MLPGenerator(nn.Module):
+    """From a code to coefficients through hidden layers with GELU; layers start as ``nn.Linear`` does.
+
+    Source: Hyper-Align's hypernetwork, 32 -> 128 -> 512 -> all coefficients.
+    """
+
+    def __init__(self, code_width: int, spec: ParamSpec, hidden: Sequence[int] = (128, 512)) -> None:
+        """Build the generator.
+
+        Args:
+            code_width: C.
+            spec: what to generate; owns the scale.
+            hidden: widths of the hidden layers, at least one.
+        """
+        super().__init__()
+        self.spec = spec
+        widths = (code_width, *hidden)
+        self.body = nn.Sequential(
+            *(layer for one, two in pairwise(widths) for layer in (nn.Linear(one, two), nn.GELU()))
+        )
+        self.head = nn.Linear(widths[-1], spec.numel)
+
+    def forward(self, codes: Float[Tensor, "U C"]) -> GeneratedWeights:
+        """Generate the weights of U codes."""
+        return self.spec.compose(self.head(self.body(codes)))
+
+    def cost(self) -> dict[str, int]:
+        """Return what the generator costs; see :func:`cost_of`."""
+        return cost_of(self)
+
+
+def cost_of(generator: LinearGenerator | SetGenerator | MLPGenerator) -> dict[str, int]:
     """Return parameters of a generator, generated numbers per condition, and the break-even count.
 
     Break-even: from how many conditions on the generator is smaller than one learned set per condition.

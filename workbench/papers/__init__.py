@@ -14,6 +14,7 @@ PAPERS = {
     "hyper_cl_kg": "workbench.papers.hyper_cl_kg_comparison",
     "hyper_cl_timing": "workbench.papers.hyper_cl_timing",
     "hyper_clip": "workbench.papers.hyper_clip_comparison",
+    "hyper_align": "workbench.papers.hyper_align_comparison",
 }
 
 

@@ -117,6 +117,7 @@ def run_models(
     untrained: tuple[str, ...],
     baseline: Callable[[str], dict[str, Tensor]],
     train: Callable[[Any, int], tuple[dict[str, Tensor], dict[str, Any]]],
+    once: tuple[str, ...] = (),
 ) -> list[Found]:
     """Go through a recipe's models, the trained ones under every seed, with a progress bar.
 
@@ -125,12 +126,10 @@ def run_models(
         untrained: kinds that need no training and have no seed.
         baseline: from such a kind to its results.
         train: from a model's settings and a seed to its results and card.
+        once: kinds in which nothing is random; they run under the first seed only.
     """
-    jobs = [
-        (model, seed)
-        for model in recipe.models
-        for seed in ((None,) if model.kind in untrained else recipe.seeds)
-    ]
+    seeds = {**dict.fromkeys(once, recipe.seeds[:1]), **dict.fromkeys(untrained, (None,))}
+    jobs = [(model, seed) for model in recipe.models for seed in seeds.get(model.kind, recipe.seeds)]
     found: list[Found] = []
     bar = tqdm(jobs, desc=recipe.name, unit="model")
     for model, seed in bar:
@@ -159,9 +158,14 @@ def card_of(
 
 def keep_head(folder: Path, head: nn.Module, about: Mapping[str, Any]) -> None:
     """Write a trained head, and what is needed to build it again, into a run."""
+    keep_tensors(folder, head.state_dict(), about)
+
+
+def keep_tensors(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write trained tensors, and what they belong to, into a run."""
     write_atomic(folder / "head.json", json.dumps(dict(about), indent=1, ensure_ascii=False))
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in head.state_dict().items()}
-    write_atomic(folder / "head.safetensors", save(tensors))
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomic(folder / "head.safetensors", save(held))
 
 
 def fill_in(head: nn.Module, path: Path, prefix: str = "") -> None:
@@ -194,7 +198,7 @@ def finished_or(
     results, card = compute(folder)
     write_atomic(folder / "results.safetensors", save(results))
     write_atomic(folder / "card.json", json.dumps(card, indent=1))  # last: its presence means all is there
-    for left in folder.glob("checkpoint.*"):
+    for left in folder.rglob("checkpoint.*"):
         left.unlink()
     return results, card
 

@@ -1,0 +1,337 @@
+"""Figures of a zoo of encoders: pairs, cost against quality, scale, agreement with the full grid.
+
+Every way to connect a zoo has the colour of its family (:func:`workbench.figures.family`) and within it a
+symbol or a dash of its own. Names of encoders come from data: they are escaped, shown and never act.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import polars as pl
+from plotly.subplots import make_subplots
+
+from workbench.figures import FAMILY_COLOURS, LAYOUT, METRIC_TITLES, family, plain
+from workbench.zoo_scores import (
+    MAIN,
+    best_of_groups,
+    cost_of_way,
+    image_order,
+    metric_row,
+    pair_means,
+    scale_curve,
+)
+
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+_PLACES = ("middle right", "top center", "bottom center", "middle left")
+_ROOM = 0.16  # beside the outermost points, as a share of their distance
+_SHORT = "recall at 10 (0 to 1, ideal 1)"
+
+
+def _styles(models: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Give each way its family, colour, symbol and dash."""
+    used: dict[str, int] = {}
+    found = {}
+    for model in models:
+        kind = family(model)
+        place = used.setdefault(kind, 0)
+        used[kind] += 1
+        found[model["name"]] = {
+            "family": kind,
+            "colour": FAMILY_COLOURS[kind],
+            "symbol": _SYMBOLS[place % len(_SYMBOLS)],
+            "dash": _DASHES[place % len(_DASHES)],
+        }
+    return found
+
+
+def pair_matrix_figure(scores: pl.DataFrame, model: str, reference: str) -> go.Figure:
+    """Draw R@10 of every pair by one way, the best pair framed, and beside it what the reference lacks.
+
+    Image encoders stand in the reference's order, best on top, so that one way's map can be laid over
+    another's; controls stand apart below. A pair that a way was not tried on stays empty.
+
+    Args:
+        scores: of a run.
+        model: the way.
+        reference: differences are taken to it; the same name leaves them out.
+    """
+    means = pair_means(scores)
+    own = {(row["text"], row["image"]): row for row in means.filter(model=model).to_dicts()}
+    other = {(row["text"], row["image"]): row["value"] for row in means.filter(model=reference).to_dicts()}
+    controls = set(means.filter("control")["image"])
+    texts = means["text"].unique(maintain_order=True).to_list()
+    order = image_order(scores, reference)
+    images = [name for name in order if name not in controls]
+    lines = [*images, *([None, *(name for name in order if name in controls)] if controls else [])]
+    values = np.full((len(lines), len(texts)), np.nan)
+    change = values.copy()
+    for row, image in enumerate(lines):
+        for column, text in enumerate(texts):
+            if (text, image) in own:
+                values[row, column] = own[text, image]["value"]
+                change[row, column] = values[row, column] - other.get((text, image), np.nan)
+    panels = [("R@10", values)]
+    if model != reference and np.isfinite(change).any():
+        panels.append((f"minus {reference}", change))
+    figure = make_subplots(
+        rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04,
+        subplot_titles=[plain(name) for name, _ in panels],
+    )  # fmt: skip
+    labels = [plain(image or "") for image in lines]
+    for column, (_, table) in enumerate(panels, start=1):
+        _add_map(figure, table, ([plain(text) for text in texts], labels), len(images), column)
+    best = np.unravel_index(np.nanargmax(values[: len(images)]), (len(images), len(texts)))
+    row, column = (int(place) for place in best)
+    figure.add_shape(
+        type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, row=1, col=1,
+        line={"color": "#D55E00", "width": 4},
+    )  # fmt: skip
+    told = f"best pair (framed): {plain(texts[column])} and {plain(lines[row])}, {values[row, column]:.3f}"
+    figure.update_layout(
+        **{**LAYOUT, "margin": {**LAYOUT["margin"], "t": 110, "b": 70}},
+        title=f"{plain(model)}: test R@10 of every pair<br><sub>{told}</sub>",
+        height=220 + 26 * len(lines),
+    )
+    figure.update_yaxes(
+        tickvals=[*range(len(lines))],
+        ticktext=labels,
+        range=[len(lines) - 0.5, -0.5],
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_yaxes(title="image encoder; controls below the gap" if controls else "image encoder", col=1)
+    figure.update_xaxes(title="text encoder", tickvals=[*range(len(texts))], showgrid=False, zeroline=False)
+    figure.update_xaxes(ticktext=[plain(text) for text in texts])
+    return figure
+
+
+def _add_map(
+    figure: go.Figure, table: np.ndarray, names: tuple[list[str], list[str]], real: int, col: int
+) -> None:
+    """Add one map; the first shows values, a second one differences around zero.
+
+    The first ``real`` rows set the limits of the colours: a control that has read the captions would leave
+    one colour for all others.
+    """
+    signed = col > 1
+    known = np.isfinite(table)
+    written = [[f"{cell:+.2f}" if signed else f"{cell:.2f}" for cell in line] for line in table]
+    limit = float(np.nanmax(np.abs(table[:real]))) or 1.0
+    how: dict[str, Any] = {"colorscale": "Greens", "zmin": 0, "zmax": limit}
+    if signed:
+        how = {"colorscale": "RdBu_r", "zmin": -limit, "zmax": limit, "zmid": 0}
+    texts, images = names
+    told = [[f"{text}, {image}" for text in texts] for image in images]
+    figure.add_heatmap(
+        z=np.where(known, table, None), x=[*range(len(texts))], y=[*range(len(images))],
+        text=[[cell if seen else "" for cell, seen in zip(*line, strict=True)]
+              for line in zip(written, known, strict=True)],
+        texttemplate="%{text}", customdata=told, showscale=False, xgap=2, ygap=2, hoverongaps=False,
+        hovertemplate="%{customdata}: %{z:.3f}<extra></extra>", row=1, col=col, **how,
+    )  # fmt: skip
+
+
+def cost_figure(
+    metrics: pl.DataFrame, models: list[dict[str, Any]], metric: str = MAIN, group: str = "all"
+) -> go.Figure:
+    """Draw a metric of every way against its operations per pair; seconds are told on hovering.
+
+    Args:
+        metrics: of a run.
+        models: the ways to draw, in the recipe's form; those that do not cost anything give a line.
+        metric: which metric of the group.
+        group: "all", or "text=NAME" for the pairs of one text encoder: there, ways that were tried on that
+            encoder only can be compared.
+    """
+    rows = metrics.filter(pl.col("seed").is_null(), split="test", metric=metric, group=group)
+    values = {row["model"]: row for row in rows.to_dicts()}
+    styles, figure = _styles(models), go.Figure()
+    points = {}
+    for model in models:
+        flops = cost_of_way(metrics, model["name"], "flops_per_pair")
+        if flops and model["name"] in values:
+            points[model["name"]] = (math.log10(flops), values[model["name"]]["value"])
+        elif model["name"] in values:
+            figure.add_hline(
+                y=values[model["name"]]["value"], line_dash="dot", line_color="#555555",
+                annotation_text=plain(model["name"]), annotation_position="bottom right",
+            )  # fmt: skip
+    places, seen = _label_places(points), set()
+    for name, (flops, value) in points.items():
+        row, style = values[name], styles[name]
+        seconds = cost_of_way(metrics, name, "seconds_per_pair")
+        figure.add_scatter(
+            x=[10**flops], y=[value], mode="markers+text", name=style["family"], text=[plain(name)],
+            textposition=places[name], textfont={"size": 11}, legendgroup=style["family"],
+            showlegend=style["family"] not in seen,
+            marker={"color": style["colour"], "symbol": style["symbol"], "size": 11},
+            error_y={"type": "data", "symmetric": False, "array": [row["high"] - value],
+                     "arrayminus": [value - row["low"]], "thickness": 1.5, "width": 3},
+            hovertemplate=f"{plain(name)}: {value:.3f} ({row['low']:.3f} to {row['high']:.3f})<br>"
+            f"%{{x:.3s}}FLOP and {seconds:.2f} s a pair<extra></extra>",
+        )  # fmt: skip
+        seen.add(style["family"])
+    missing = [model["name"] for model in models if model["name"] not in values]
+    told = "" if group == "all" else f"; {plain(group.replace('=', ' '))} only"
+    told += f"; undefined, or not tried on all of these pairs: {plain(', '.join(missing))}" if missing else ""
+    figure.update_layout(
+        **LAYOUT, height=560,
+        title="What a connector costs and what it is worth<br>"
+        f"<sub>test; bar: 95 % bootstrap over images{told}</sub>",
+    )  # fmt: skip
+    figure.update_xaxes(
+        title="floating-point operations of training, per pair (log scale; features not counted)",
+        type="log", tickformat="~s", dtick=1, minor={"dtick": "D2", "ticks": "outside"},
+    )  # fmt: skip
+    if points:  # room for names at both ends
+        ends = [one for one, _ in points.values()]
+        room = _ROOM * max(max(ends) - min(ends), 1)
+        figure.update_xaxes(range=[min(ends) - room, max(ends) + room])
+    figure.update_yaxes(title=METRIC_TITLES.get(metric, metric.replace("_", " ")))
+    return figure
+
+
+def _label_places(points: dict[str, tuple[float, float]]) -> dict[str, str]:
+    """Choose for each point's name a side on which it covers no other name or point, if there is one."""
+    if not points:
+        return {}
+    xs, ys = zip(*points.values(), strict=True)
+    wide, high = max(max(xs) - min(xs), 1) * (1 + 2 * _ROOM), max(max(ys) - min(ys), 1e-3) * 1.2
+    left = min(xs) - _ROOM * max(max(xs) - min(xs), 1)
+    at = {name: ((x - left) / wide * 900, (y - min(ys)) / high * 400) for name, (x, y) in points.items()}
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at.values()]
+    taken += [(-900, -900, 0, 900), (900, -900, 1800, 900)]  # beyond the plot
+    found = {}
+    for name, (x, y) in sorted(at.items(), key=lambda item: -item[1][0]):
+        size = 6.2 * len(name)
+        boxes = {
+            "middle right": (x + 8, y - 7, x + 8 + size, y + 7),
+            "top center": (x - size / 2, y + 8, x + size / 2, y + 22),
+            "bottom center": (x - size / 2, y - 22, x + size / 2, y - 8),
+            "middle left": (x - 8 - size, y - 7, x - 8, y + 7),
+        }
+        covered = {place: sum(map(lambda box, own=boxes[place]: _meet(own, box), taken)) for place in _PLACES}
+        found[name] = min(_PLACES, key=covered.get)
+        taken.append(boxes[found[name]])
+    return found
+
+
+def _meet(one: tuple[float, ...], two: tuple[float, ...]) -> float:
+    """Return the area that two boxes (left, bottom, right, top) share."""
+    wide = min(one[2], two[2]) - max(one[0], two[0])
+    high = min(one[3], two[3]) - max(one[1], two[1])
+    return max(wide, 0) * max(high, 0)
+
+
+def scale_figure(scores: pl.DataFrame, models: list[dict[str, Any]]) -> go.Figure:
+    """Draw the best pair against the number of image encoders, and by width and size of the encoder.
+
+    Args:
+        scores: of a run.
+        models: the ways to draw, in the recipe's form.
+    """
+    names, styles = [model["name"] for model in models], _styles(models)
+    curve = scale_curve(scores).filter(pl.col("model").is_in(names))
+    groups = best_of_groups(scores).filter(pl.col("model").is_in(names))
+    labels = dict(groups.select("group", "encoders").unique(maintain_order=True).iter_rows())
+    titles = ["of N image encoders, any subset alike", "within a group (image encoders)"]
+    titles = titles if labels else titles[:1]
+    figure = make_subplots(
+        rows=1, cols=len(titles), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles
+    )
+    drawn = [name for name in names if name in curve["model"]]
+    for index, name in enumerate(drawn):
+        own, style = curve.filter(model=name), styles[name]
+        shared = {"name": name, "legendgroup": name}
+        figure.add_scatter(
+            x=own["size"], y=own["value"], mode="lines+markers", **shared, row=1, col=1,
+            line={"color": style["colour"], "dash": style["dash"], "width": 2},
+            marker={"symbol": style["symbol"], "size": 6}, customdata=own.select("low", "high").to_numpy(),
+            hovertemplate="N = %{x}: %{y:.3f} (seeds %{customdata[0]:.3f} to %{customdata[1]:.3f})",
+        )  # fmt: skip
+        if not labels:
+            continue
+        own = groups.filter(model=name)
+        shift = 0.7 * ((index + 0.5) / len(drawn) - 0.5)
+        figure.add_scatter(
+            x=[[*labels].index(group) + shift for group in own["group"]], y=own["value"], mode="markers",
+            **shared, showlegend=False, row=1, col=2, text=own["group"],
+            marker={"color": style["colour"], "symbol": style["symbol"], "size": 8},
+            error_y={"type": "data", "symmetric": False, "array": own["high"] - own["value"],
+                     "arrayminus": own["value"] - own["low"], "thickness": 1.5, "width": 2},
+            hovertemplate="%{text}: %{y:.3f}",
+        )  # fmt: skip
+    figure.update_layout(
+        **{**LAYOUT, "margin": {**LAYOUT["margin"], "t": 100, "b": 150}}, height=580,
+        title="Best pair, chosen on valid, its test R@10<br>"
+        "<sub>mean over seeds; bars at the right: lowest and highest seed</sub>",
+    )  # fmt: skip
+    figure.update_yaxes(title=_SHORT, col=1)
+    largest = int(curve["size"].max()) if curve.height else 1
+    figure.update_xaxes(title="N, image encoders to choose from", dtick=1 if largest <= 15 else 5, col=1)
+    if labels:
+        told = [f"{group}<br>({count})" for group, count in labels.items()]
+        figure.update_xaxes(
+            tickvals=[*range(len(told))], ticktext=told, range=[-0.5, len(told) - 0.5], showgrid=False, col=2
+        )
+        for place in range(1, len(told)):
+            figure.add_vline(x=place - 0.5, line_color="#DDDDDD", line_width=1, row=1, col=2)
+    return figure
+
+
+def agreement_figure(
+    scores: pl.DataFrame, metrics: pl.DataFrame, models: list[dict[str, Any]], reference: str
+) -> go.Figure:
+    """Draw each way's R@10 of every pair against the full grid's, one panel per family.
+
+    Args:
+        scores: of a run.
+        metrics: of the same run; its rank agreement is told in the legend.
+        models: the ways to draw, in the recipe's form; the reference and ways without a seed are left out.
+        reference: the full grid.
+    """
+    means = pair_means(scores).filter(~pl.col("control"))
+    truth = means.filter(model=reference).select("text", "image", pl.col("value").alias("truth"))
+    told = {model["name"]: metric_row(metrics, model["name"], "rank_agreement") for model in models}
+    drawn = [model for model in models if model["name"] != reference and told[model["name"]] is not None]
+    styles = _styles(drawn)
+    families = list(dict.fromkeys(style["family"] for style in styles.values()))
+    columns = min(3, max(1, len(families)))
+    rows = max(1, math.ceil(len(families) / columns))
+    figure = make_subplots(
+        rows=rows, cols=columns, shared_xaxes=True, shared_yaxes=True, subplot_titles=families,
+        horizontal_spacing=0.03, vertical_spacing=0.12,
+    )  # fmt: skip
+    top = 1.05 * max([0.1, *means["value"]])
+    for place in range(len(families)):
+        where = {"row": place // columns + 1, "col": place % columns + 1}
+        figure.add_shape(
+            type="line", x0=0, y0=0, x1=top, y1=top, line={"color": "#999999", "dash": "dot"}, **where
+        )
+    for model in drawn:
+        name, style = model["name"], styles[model["name"]]
+        place = families.index(style["family"])
+        own = means.filter(model=name).join(truth, on=["text", "image"], maintain_order="left")
+        row = told[name]
+        of = "" if row["group"] == "all" else f", {plain(row['group'].replace('=', ' '))}"
+        figure.add_scatter(
+            x=own["truth"], y=own["value"], mode="markers", name=f"{name}: {row['value']:.2f}{of}",
+            marker={"color": style["colour"], "symbol": f"{style['symbol']}-open", "size": 8,
+                    "line": {"width": 1.7}},
+            text=[f"{plain(one['text'])}, {plain(one['image'])}" for one in own.to_dicts()],
+            hovertemplate="%{text}: %{y:.3f}, grid %{x:.3f}",
+            row=place // columns + 1, col=place % columns + 1,
+        )  # fmt: skip
+    figure.update_layout(
+        **{**LAYOUT, "margin": {**LAYOUT["margin"], "t": 110, "b": 150}}, height=230 + 260 * rows,
+        title=f"Test R@10 of every pair: each way against the full grid {plain(reference)}<br>"
+        "<sub>in the legend: Spearman of the rankings, mean over seeds (ideal 1); dotted: equal</sub>",
+    )  # fmt: skip
+    figure.update_xaxes(range=[0, top])
+    figure.update_yaxes(range=[0, top])
+    figure.update_xaxes(title=f"R@10 by {plain(reference)}", row=rows)
+    figure.update_yaxes(title="R@10 by the way", col=1)
+    return figure

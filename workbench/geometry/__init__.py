@@ -1,0 +1,1 @@
+"""Maps and measures of embedding spaces that need no training."""

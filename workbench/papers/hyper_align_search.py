@@ -1,0 +1,122 @@
+"""Cheaper ways to connect a zoo that the poster does not compare with: search, and maps through a hub.
+
+Shape letters: as in :mod:`workbench.papers.hyper_align`, whose equations (6) and (7) these are.
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workbench.evaluation.retrieval import recall_values, retrieval_ranks
+from workbench.flops import count_flops
+from workbench.objectives import paired_contrastive
+from workbench.papers.hyper_align import (
+    Connected,
+    Outcome,
+    Pair,
+    Task,
+    closed_starts,
+    map_of,
+    train_bank,
+    training_flops,
+)
+from workbench.training import fit
+
+
+def selection_score(task: Task, pair: Pair, connected: Connected) -> float:
+    """Return R@10, mean of both directions, on the split valid with one caption per image; 0 to 1."""
+    zoo, (text, image) = task.zoo, pair
+    rows = zoo.splits["valid"]
+    features = zoo.images[image].unit(rows)
+    if connected.of_image is not None:
+        features = functional.normalize(connected.of_image(features), dim=1)
+    mapped = connected.of_text(zoo.texts[text].unit(zoo.choices[rows, 0]))
+    ranks = retrieval_ranks(functional.normalize(mapped, dim=1)[:, None], features)
+    return float(recall_values(*(one.numpy() for one in ranks))["recall_at_10"].mean())
+
+
+def _scores_of(task: Task, pairs: dict[Pair, Connected]) -> dict[Pair, float]:
+    return {pair: selection_score(task, pair, connected) for pair, connected in pairs.items()}
+
+
+def search(task: Task) -> Outcome:
+    """Equation (6): screen all pairs in closed form, train the best from there, keep the best of these.
+
+    After the screen and after every round the share ``keep_share`` of the pairs goes on, the last round's
+    training being the longest. A pair that was left behind keeps the connector it had.
+
+    Source: successive halving, Jamieson and Talwalkar (2016), arXiv 1502.07943; closed-form start ours.
+    """
+    starts, flops = closed_starts(task)
+    history, trained, log = [], 0, []
+    pairs = {pair: task.connected(pair[1], one) for pair, one in starts.items()}
+    scores, left = {}, [pair for pair in task.zoo.pairs() if pair in pairs]  # no control is chosen
+    for number, epochs in enumerate((0, *task.model.rounds)):
+        for text in {text: None for text, _ in left} if epochs else ():
+            names = [name for one, name in left if one == text]
+            training = task.training.model_copy(update={"epochs": epochs})
+            warm = {name: starts[text, name] for name in names}
+            folder = task.folder / f"round{number}-{list(task.zoo.texts).index(text)}"
+            bank, spent, history = train_bank(task, text, names, training, folder, warm)
+            flops, trained = flops + spent, trained + sum(one.numel() for one in bank.parameters())
+            for place, name in enumerate(names):
+                starts[text, name] = map_of(bank, place)
+                pairs[text, name] = task.connected(name, starts[text, name])
+        found, spent = count_flops(partial(_scores_of, task, {pair: pairs[pair] for pair in left}))
+        flops, scores = flops + spent, scores | found
+        log.append({"epochs": epochs, "pairs": len(left), "best": max(found.values())})
+        left = sorted(left, key=lambda pair: -scores[pair])
+        left = left[: max(1, math.ceil(task.model.keep_share * len(left)))]
+    about = {"chosen": list(left[0]), "rounds": log}
+    return Outcome(pairs, flops, trained, history, about)
+
+
+class Hub(nn.Module):
+    """Equation (7): one linear map per encoder into a shared space."""
+
+    def __init__(self, texts: dict[str, int], images: dict[str, int], width: int) -> None:
+        """Build the maps from encoder widths; names are kept in order."""
+        super().__init__()
+        self.names = tuple(texts), tuple(images)
+        self.of_text = nn.ModuleList([nn.Linear(size, width) for size in texts.values()])
+        self.of_image = nn.ModuleList([nn.Linear(size, width) for size in images.values()])
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def map_of(self, name: str, side: int) -> nn.Linear:
+        """Return an encoder's map; side 0 is text, 1 image."""
+        return (self.of_text, self.of_image)[side][self.names[side].index(name)]
+
+
+def hub(task: Task) -> Outcome:
+    """Equation (7): each step trains every image encoder against one text encoder, in turn."""
+    zoo = task.zoo
+    widths = [{name: part[name].width for name in names}
+              for part, names in ((zoo.texts, task.texts), (zoo.images, zoo.images))]  # fmt: skip
+    module = Hub(*widths, task.model.hub_width).to(task.device)
+
+    def loss(items: Tensor) -> Tensor:
+        captions, step = task.captions(items), int(module.step)
+        module.step += 1
+        texts = [
+            functional.normalize(module.map_of(name, 0)(task.text_batch(name, captions)), dim=1)
+            for name in task.texts
+        ]
+        found = []
+        for place, name in enumerate(zoo.images):
+            image = functional.normalize(module.map_of(name, 1)(task.image_batch(name, items)), dim=1)
+            text = texts[(place + step) % len(texts)]
+            found.append(paired_contrastive(text, image, task.model.logit_scale))
+        return torch.stack(found).mean()
+
+    flops = training_flops(module, loss, len(task.rows), task.training, len(task.texts))
+    history = fit(module, loss, len(task.rows), task.training, task.folder, seed=task.seed)
+    module.requires_grad_(False).cpu()
+    pairs = {
+        (text, name): Connected(module.map_of(text, 0), module.map_of(name, 1))
+        for text in task.texts
+        for name in zoo.images
+    }
+    return Outcome(pairs, flops, sum(one.numel() for one in module.parameters()), history, {})
