@@ -79,6 +79,14 @@ def tiny_image_run(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
+def tiny_zoo_run(tmp_path_factory: pytest.TempPathFactory):
+    """One finished run of the tiny recipe of a zoo of encoders, made once by the real code."""
+    from workbench.runs import run_recipe
+
+    return run_recipe("hyper_align_scenes_tiny", out=tmp_path_factory.mktemp("zoo-reports"))
+
+
+@pytest.fixture(scope="session")
 def word_store():
     """An embedding store without an encoder: a text is the sum of its words, each a random direction."""
     from functools import cache
@@ -134,3 +142,45 @@ def image_text_model(word_store):
         return HyperCLIPModel(model, side, word_store)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def make_zoo():
+    """Make zoos of small features whose encoders tell a known share of what their images show.
+
+    Images and texts are names with a width and how much noise each encoder adds; every image has as many
+    captions, and real features' fault, a mean.
+    """
+    import torch
+
+    from workbench.features import Features
+    from workbench.zoo import Zoo
+
+    def make(
+        images: dict[str, tuple[int, float]],
+        texts: dict[str, tuple[int, float]],
+        rows: tuple[int, int, int] = (96, 40, 40),
+        captions: int = 2,
+        **more,
+    ) -> Zoo:
+        draw, latent = torch.Generator().manual_seed(0), 12
+        count = sum(rows)
+        shown = torch.randn(count, latent, generator=draw)
+        told = shown.repeat_interleave(captions, 0)
+
+        def features(name: str, content: torch.Tensor, width: int, noise: float, mean: float) -> Features:
+            values = content @ torch.randn(latent, width, generator=draw) / latent**0.5
+            values += noise * torch.randn(values.shape, generator=draw)
+            values += mean * torch.randn(width, generator=draw)
+            return Features(name, values.numpy().astype("float16"), "rows", None, 1000 * width)
+
+        splits = dict(zip(("train", "valid", "test"), torch.arange(count).split(rows), strict=True))
+        return Zoo(
+            {name: features(name, shown, *about, 0.5) for name, about in images.items()},
+            {name: features(name, told, *about, 0.0) for name, about in texts.items()},
+            torch.arange(count * captions).view(count, captions),
+            splits,
+            **more,
+        )
+
+    return make

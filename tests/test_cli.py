@@ -106,7 +106,7 @@ def command(*arguments, limit=None):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "absent"], "no recipe named 'absent'; there are: hyper_cl_bundled, "),
+        (["run", "absent"], "no recipe named 'absent'; there are: hyper_align_emoji, "),
         (["run", "../x"], "no recipe named '../x'"),
         (["run", "absent.yaml"], "cannot read absent.yaml"),
         (["run", "hyper_cl_bundled_tiny", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
@@ -142,7 +142,7 @@ def test_an_unknown_key_ends_with_code_2_and_lists_the_allowed_ones(call, mini, 
     mini.write_text(MINI.replace("epochs", "epoch"))
     code, out, err = call("run", mini, "--out", tmp_path / "out")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "unknown key 'training.epoch' (allowed here: batch_size, clip, epochs" in err
+    assert "unknown key 'training.epoch' (allowed here: batch_size, betas, clip, epochs" in err
     assert not (tmp_path / "out").exists()
 
 

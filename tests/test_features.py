@@ -510,6 +510,20 @@ def test_unit_rows_by_hand():
     assert unit.dtype == torch.float32
 
 
+def test_rows_are_the_same_whether_all_are_held_or_each_is_read(monkeypatch):
+    rows, found = torch.tensor([5, 0, 5]), []
+    # 37 rows of 6 numbers of 4 bytes in single precision: 888 bytes.
+    for held in (888, 887):
+        monkeypatch.setattr(features, "HELD_BYTES", held)
+        one = some("net", ROWS)
+        found.append((one.unit(rows), one.moments(rows).covariance, one._units is None))
+    assert [unheld for *_, unheld in found] == [False, True]
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    found[0][0].zero_()  # a caller's own copy
+    assert torch.equal(one.unit(rows), found[1][0])
+
+
 @pytest.mark.parametrize("size", [1e-4, 1.0, 60_000.0])
 def test_unit_rows_have_norm_one_at_any_size_that_is_let_in(size):
     content = (size * np.eye(4, 7)).astype(np.float16)
@@ -581,12 +595,12 @@ def test_damaged_moments_are_noticed_and_computed_again(tmp_path, caplog, damage
     first = found.moments(torch.arange(20))
     (path,) = tmp_path.rglob("moments-*")
     path.write_bytes(b"") if damage == "empty" else flip(path, {"first": 0, "last": -1}[damage])
-    with caplog.at_level(logging.WARNING):
-        again = found.moments(torch.arange(20))
+    with caplog.at_level(logging.WARNING):  # opened anew each time: what was read once is held
+        again = fill(tmp_path, Counting()).moments(torch.arange(20))
     assert f"{path.name} is damaged" in caplog.text
     assert torch.equal(first.covariance, again.covariance)
     caplog.clear()
-    found.moments(torch.arange(20))
+    fill(tmp_path, Counting()).moments(torch.arange(20))
     assert caplog.text == ""
 
 

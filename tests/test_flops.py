@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.linalg import solve_triangular
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.flops import count_flops
@@ -72,9 +73,9 @@ def test_a_training_step_of_a_connector_is_4_dt_di_and_4_b_di_per_sample():
         (lambda: torch.linalg.cholesky(definite(6, 6)), 6**3 // 3),
         (lambda: torch.linalg.cholesky(definite(4, 6, 6)), 4 * 6**3 // 3),
         # n^2 k for k right-hand sides, from either side.
-        (lambda: torch.linalg.solve_triangular(definite(6, 6), table(6, 4), upper=False), 6**2 * 4),
-        (lambda: torch.linalg.solve_triangular(definite(6, 6), table(4, 6), upper=True, left=False), 6**2 * 4),
-        (lambda: torch.linalg.solve_triangular(definite(3, 6, 6), table(3, 6, 4), upper=True), 3 * 6**2 * 4),
+        (lambda: solve_triangular(definite(6, 6), table(6, 4), upper=False), 6**2 * 4),
+        (lambda: solve_triangular(definite(6, 6), table(4, 6), upper=True, left=False), 6**2 * 4),
+        (lambda: solve_triangular(definite(3, 6, 6), table(3, 6, 4), upper=True), 3 * 6**2 * 4),
         # 2/3 n^3 for the factors, 2 n^2 k for two triangular solutions.
         (lambda: torch.linalg.solve(definite(6, 6), table(6, 4)), 2 * 6**3 // 3 + 2 * 6**2 * 4),
         (lambda: torch.linalg.solve(definite(6, 6), table(6)), 2 * 6**3 // 3 + 2 * 6**2),

@@ -8,14 +8,15 @@ from workbench.papers import load_recipe
 pytestmark = pytest.mark.notebook
 
 
-GRAPHS, IMAGES = ("11_hyper_cl_kg",), ("20_hyper_clip", "40_fairness")
+GRAPHS, IMAGES, ZOOS = ("11_hyper_cl_kg",), ("20_hyper_clip", "40_fairness"), ("30_hyper_align",)
 
 
 @pytest.mark.parametrize("name", notebook_names())
 def test_every_notebook_runs_top_to_bottom_on_the_tiny_recipe_and_its_page_needs_no_network(
     name, request, prepared
 ):
-    run = request.getfixturevalue("tiny_image_run" if name in IMAGES else "tiny_run")
+    kind = "tiny_image_run" if name in IMAGES else "tiny_zoo_run" if name in ZOOS else "tiny_run"
+    run = request.getfixturevalue(kind)
     out, recipe = run.folder.parent.parent, run.recipe["name"]
     if name in GRAPHS:
         recipe = "hyper_cl_wn18rr_tiny"

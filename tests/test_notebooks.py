@@ -141,7 +141,8 @@ def executed(tmp_path_factory):
     """A notebook that went well, below a folder whose name is hard on those who format paths."""
     folder = tmp_path_factory.mktemp("notebooks")
     show = "import json\n\nprint('RESULT ' + json.dumps([text, json.loads(other), number, share, on]))"
-    path = notebook(folder, show, "'<img src=x onerror=alert(1)>'", FINISH)
+    bars = "from tqdm.notebook import tqdm\n\nsum(tqdm(range(5), desc='finished ' + 'bar'))"
+    path = notebook(folder, show, "'<img src=x onerror=alert(1)>'", bars, FINISH)
     parameters = {"text": TEXTS[4], "other": json.dumps(TEXTS), "number": 0, "share": 2, "on": True}
     out = folder / "out {text} {0} {}"
     page = run_notebook(str(path), parameters, out=out, label="a-label")
@@ -176,6 +177,13 @@ def test_the_executed_notebook_names_no_private_path(executed):
     text = (out / "notebooks" / "small-a-label.ipynb").read_text()
     assert "input_path" not in text
     assert str(out) not in text
+
+
+def test_finished_progress_bars_leave_nothing_on_the_page(executed):
+    out, page, _ = executed
+    assert "finished bar" in (out / "notebooks" / "small-a-label.ipynb").read_text()
+    assert "finished bar" not in page.read_text()
+    assert "<pre>10</pre>" in page.read_text()  # what the cell gave is still there
 
 
 @pytest.mark.parametrize(

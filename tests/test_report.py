@@ -12,7 +12,15 @@ import pytest
 from workbench.files import canonical_json, sha256_of
 from workbench.report import write_index, write_run_report
 from workbench.runs import Run
-from workbench.tables import Table, bar_table, findings, main_metric, model_table, published_table
+from workbench.tables import (
+    Table,
+    bar_table,
+    card_table,
+    findings,
+    main_metric,
+    model_table,
+    published_table,
+)
 
 
 @pytest.fixture
@@ -291,3 +299,45 @@ def test_no_text_breaks_out_of_a_markdown_table(tiny_run, altered, tmp_path):
 def test_a_table_escapes_what_markdown_reads_as_cells_or_tags():
     table = Table(["a", "b"], [["x|y\nz", {"text": "<b>", "href": "page.html"}]])
     assert table.markdown() == "| a | b |\n| --- | --- |\n| x\\|y z | &lt;b> |"
+
+
+# --- a zoo of encoders --------------------------------------------------------------------------------------
+
+
+def test_a_zoos_page_has_its_maps_and_tables_and_no_section_for_every_pair(tiny_zoo_run):
+    text = write_run_report(tiny_zoo_run).read_text()
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    for heading in (
+        "Cost and quality",
+        "Pairs: ape",
+        "Agreement with the full grid",
+        "Scale",
+        "Image encoders",
+    ):
+        assert heading in headings
+    assert not [
+        heading for heading in headings if heading.startswith(("pair:", "image:", "By pair", "By image"))
+    ]
+    assert "text: lsa_words" in headings
+    assert len(headings) < 30
+    shown = " ".join(Page(text).text)
+    assert "of ape's operations a pair; R@10 minus ape:" in shown
+    assert "ape_large (all-MiniLM-L6-v2 only)" in shown  # not lost, though it misses pairs
+
+
+def test_what_a_zoo_costs_stands_in_the_index(tiny_zoo_run, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(tiny_zoo_run.folder, out / "runs" / tiny_zoo_run.folder.name)
+    write_index(out)
+    for name in ("index.html", "index.md"):
+        assert "operations a pair" in (out / name).read_text()
+
+
+def test_cards_tell_operations_where_they_were_counted(tiny_run, tiny_zoo_run):
+    assert "operations" not in card_table(tiny_run).columns
+    table = card_table(tiny_zoo_run)
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    card = next(card for card in tiny_zoo_run.cards if card["model"] == "ape" and card["seed"] is not None)
+    assert rows["ape"]["operations"] == f"{card['flops'] / 1e9:.3g} GFLOP"
+    assert rows["ape"]["generator"] == "-"
+    assert "chance" not in rows

@@ -1,4 +1,4 @@
-"""The command line: list, doctor, data, run, reproduce, robustness, report, bench."""
+"""The command line: list, doctor, data, run, reproduce, robustness, serve, report, bench."""
 
 import logging
 import os
@@ -189,6 +189,18 @@ def robustness(
     opened = find_run(known.name, out).model(model)
     tables = paper_of(known.paper).load_data(known).content
     print(robustness_table(measure_robustness(opened, tables.get("test", tables["valid"]))).markdown())
+
+
+@app.command()
+def serve(
+    out: Out = Path("reports"),
+    port: Annotated[int, typer.Option(help="Of the pages; 0 takes a free one.")] = 5006,
+    address: Annotated[str, typer.Option(help="This machine's; others need a login.")] = "127.0.0.1",
+) -> None:
+    """Serve the dashboards over the finished runs of an output folder; the first page lists them."""
+    from workbench.views.serving import serve_apps
+
+    serve_apps(out, port, address)
 
 
 @app.command()

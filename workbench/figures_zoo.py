@@ -96,15 +96,15 @@ def pair_matrix_figure(scores: pl.DataFrame, model: str, reference: str) -> go.F
         height=220 + 26 * len(lines),
     )
     figure.update_yaxes(
-        tickvals=[*range(len(lines))],
-        ticktext=labels,
-        range=[len(lines) - 0.5, -0.5],
-        showgrid=False,
-        zeroline=False,
-    )
+        tickvals=[*range(len(lines))], ticktext=labels, range=[len(lines) - 0.5, -0.5],
+        showgrid=False, zeroline=False,
+    )  # fmt: skip
     figure.update_yaxes(title="image encoder; controls below the gap" if controls else "image encoder", col=1)
     figure.update_xaxes(title="text encoder", tickvals=[*range(len(texts))], showgrid=False, zeroline=False)
     figure.update_xaxes(ticktext=[plain(text) for text in texts])
+    if len(panels) == 1:
+        figure.update_xaxes(domain=[0, 0.48])  # as wide as beside differences
+        figure.layout.annotations[0].x = 0.24
     return figure
 
 
@@ -147,20 +147,23 @@ def cost_figure(
             encoder only can be compared.
     """
     rows = metrics.filter(pl.col("seed").is_null(), split="test", metric=metric, group=group)
-    values = {row["model"]: row for row in rows.to_dicts()}
-    styles, figure = _styles(models), go.Figure()
-    points = {}
+    told = {model["name"] for model in models}
+    values = {row["model"]: row for row in rows.to_dicts() if row["model"] in told}
+    styles, figure, points = _styles(models), go.Figure(), {}
     for model in models:
-        flops = cost_of_way(metrics, model["name"], "flops_per_pair")
-        if flops and model["name"] in values:
-            points[model["name"]] = (math.log10(flops), values[model["name"]]["value"])
-        elif model["name"] in values:
+        name, row = model["name"], values.get(model["name"])
+        flops = cost_of_way(metrics, name, "flops_per_pair")
+        if row and flops:
+            points[name] = (math.log10(flops), row["value"], row["low"], row["high"])
+        elif row:
             figure.add_hline(
-                y=values[model["name"]]["value"], line_dash="dot", line_color="#555555",
-                annotation_text=plain(model["name"]), annotation_position="bottom right",
+                y=row["value"], line_dash="dot", line_color="#555555",
+                annotation_text=plain(name), annotation_position="bottom right",
             )  # fmt: skip
-    places, seen = _label_places(points), set()
-    for name, (flops, value) in points.items():
+    xs = _limits([point[0] for point in points.values()], _ROOM, 1.0)
+    ys = _limits([row[end] for row in values.values() for end in ("low", "high")], 0.06, 0.01)
+    places, seen = _label_places(points, xs, ys), set()
+    for name, (flops, value, _, _) in points.items():
         row, style = values[name], styles[name]
         seconds = cost_of_way(metrics, name, "seconds_per_pair")
         figure.add_scatter(
@@ -186,26 +189,38 @@ def cost_figure(
         title="floating-point operations of training, per pair (log scale; features not counted)",
         type="log", tickformat="~s", dtick=1, minor={"dtick": "D2", "ticks": "outside"},
     )  # fmt: skip
-    if points:  # room for names at both ends
-        ends = [one for one, _ in points.values()]
-        room = _ROOM * max(max(ends) - min(ends), 1)
-        figure.update_xaxes(range=[min(ends) - room, max(ends) + room])
-    figure.update_yaxes(title=METRIC_TITLES.get(metric, metric.replace("_", " ")))
+    figure.update_xaxes(range=xs)
+    figure.update_yaxes(title=METRIC_TITLES.get(metric, metric.replace("_", " ")), range=ys)
     return figure
 
 
-def _label_places(points: dict[str, tuple[float, float]]) -> dict[str, str]:
-    """Choose for each point's name a side on which it covers no other name or point, if there is one."""
-    if not points:
-        return {}
-    xs, ys = zip(*points.values(), strict=True)
-    wide, high = max(max(xs) - min(xs), 1) * (1 + 2 * _ROOM), max(max(ys) - min(ys), 1e-3) * 1.2
-    left = min(xs) - _ROOM * max(max(xs) - min(xs), 1)
-    at = {name: ((x - left) / wide * 900, (y - min(ys)) / high * 400) for name, (x, y) in points.items()}
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in at.values()]
-    taken += [(-900, -900, 0, 900), (900, -900, 1800, 900)]  # beyond the plot
+def _limits(values: list[float], room: float, least: float) -> tuple[float, float]:
+    """Return the limits of an axis: all values, and a share of their distance more on both sides."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    more = room * max(high - low, least)
+    return low - more, high + more
+
+
+def _label_places(
+    points: dict[str, tuple[float, float, float, float]], xs: tuple[float, float], ys: tuple[float, float]
+) -> dict[str, str]:
+    """Choose for each point's name the side on which it covers least of other names, points and intervals.
+
+    Args:
+        points: x, y, and the ends of the interval of y.
+        xs: limits of the axis.
+        ys: likewise.
+    """
+    wide, high = 900 / (xs[1] - xs[0]), 390 / (ys[1] - ys[0])  # pixels a unit, about
+    at = {
+        name: ((x - xs[0]) * wide, *((end - ys[0]) * high for end in ends))
+        for name, (x, *ends) in points.items()
+    }
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _, _ in at.values()]
+    taken += [(x - 2, low, x + 2, top) for x, _, low, top in at.values()]
+    taken += [(-900.0, -900.0, 0.0, 900.0), (900.0, -900.0, 1800.0, 900.0)]  # beyond the plot
     found = {}
-    for name, (x, y) in sorted(at.items(), key=lambda item: -item[1][0]):
+    for name, (x, y, _, _) in sorted(at.items(), key=lambda item: -item[1][0]):
         size = 6.2 * len(name)
         boxes = {
             "middle right": (x + 8, y - 7, x + 8 + size, y + 7),
@@ -213,7 +228,7 @@ def _label_places(points: dict[str, tuple[float, float]]) -> dict[str, str]:
             "bottom center": (x - size / 2, y - 22, x + size / 2, y - 8),
             "middle left": (x - 8 - size, y - 7, x - 8, y + 7),
         }
-        covered = {place: sum(map(lambda box, own=boxes[place]: _meet(own, box), taken)) for place in _PLACES}
+        covered = {place: sum(_meet(boxes[place], box) for box in taken) for place in _PLACES}
         found[name] = min(_PLACES, key=covered.get)
         taken.append(boxes[found[name]])
     return found
@@ -223,7 +238,7 @@ def _meet(one: tuple[float, ...], two: tuple[float, ...]) -> float:
     """Return the area that two boxes (left, bottom, right, top) share."""
     wide = min(one[2], two[2]) - max(one[0], two[0])
     high = min(one[3], two[3]) - max(one[1], two[1])
-    return max(wide, 0) * max(high, 0)
+    return max(wide, 0.0) * max(high, 0.0)
 
 
 def scale_figure(scores: pl.DataFrame, models: list[dict[str, Any]]) -> go.Figure:
@@ -273,10 +288,15 @@ def scale_figure(scores: pl.DataFrame, models: list[dict[str, Any]]) -> go.Figur
     largest = int(curve["size"].max()) if curve.height else 1
     figure.update_xaxes(title="N, image encoders to choose from", dtick=1 if largest <= 15 else 5, col=1)
     if labels:
-        told = [f"{group}<br>({count})" for group, count in labels.items()]
+        told = [
+            group.replace(" numbers", "<br>numbers").replace(" parameters", "<br>parameters")
+            + f"<br>({count})"
+            for group, count in labels.items()
+        ]
         figure.update_xaxes(
-            tickvals=[*range(len(told))], ticktext=told, range=[-0.5, len(told) - 0.5], showgrid=False, col=2
-        )
+            tickvals=[*range(len(told))], ticktext=told, range=[-0.5, len(told) - 0.5], showgrid=False,
+            tickangle=0, tickfont={"size": 10 if len(told) > 4 else 12}, col=2,
+        )  # fmt: skip
         for place in range(1, len(told)):
             figure.add_vline(x=place - 0.5, line_color="#DDDDDD", line_width=1, row=1, col=2)
     return figure

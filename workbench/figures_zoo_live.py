@@ -42,7 +42,7 @@ def poster_figure(counted: pl.DataFrame) -> go.Figure:
         )
     )  # fmt: skip
     figure.update_layout(
-        **_LABELLED, height=150 + 42 * counted.height,
+        **{**_LABELLED, "margin": {**_LABELLED["margin"], "b": 60}}, height=140 + 42 * counted.height,
         title="One epoch of one encoder, poster's sizes<br>"
         "<sub>in brackets: share of APE's; closed form: once, not by epoch</sub>",
     )  # fmt: skip
@@ -68,7 +68,7 @@ def budget_figure(found: pl.DataFrame, models: list[dict[str, Any]]) -> go.Figur
         figure.add_scatter(
             x=own["flops"], y=own["value"], name=model["name"], mode="lines+markers+text",
             text=[str(epochs or model["name"]) for epochs in own["epochs"]],
-            textposition=("top center", "bottom center")[used[kind] % 2],
+            textposition=("bottom center", "top center")[used[kind] % 2],
             line={"color": FAMILY_COLOURS[kind], "dash": _DASHES[used[kind] % len(_DASHES)]},
             marker={"size": 9, "symbol": "circle" if own["epochs"].max() else "square"},
             hovertemplate="%{x:.3s}FLOP: %{y:.3f}, epochs %{text}",

@@ -22,6 +22,7 @@ _FOREIGN_SCRIPT = re.compile(r"<script[^>]*\ssrc=[\"']https?://[^>]*>\s*</script
 _MERMAID = re.compile(
     r"<script type=[\"']module[\"']>(?:(?!</script>).)*?mermaid(?:(?!</script>).)*?</script>", re.DOTALL
 )
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 _log = logging.getLogger(__name__)
 
 
@@ -180,7 +181,11 @@ def _html(executed: Path) -> str:
     from nbconvert import HTMLExporter
 
     notebook = nbformat.read(executed, as_version=4)
-    notebook.metadata.pop("widgets", None)  # finished progress bars, which would load a widget library
+    # Finished progress bars: they would load a widget library, and without it leave a line each.
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if _WIDGET not in one.get("data", {})]
     exporter = HTMLExporter(template_name="classic", embed_images=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Your element with mimetype")  # JupyterLab-only outputs

@@ -117,7 +117,7 @@ def _zoo_sections(run: Run) -> list[Section]:
     size = "The pair is chosen on valid and scored on test; N encoders mean all subsets of that size alike."
     return [
         Section("Cost and quality", [cost], ways_table(run), _div(cost_figure(run.metrics, models))),
-        Section("Pairs", [], figure=_div(pair_matrix_figure(run.scores, reference, reference))),
+        Section(f"Pairs: {reference}", [], figure=_div(pair_matrix_figure(run.scores, reference, reference))),
         *(
             Section(f"Pairs: {name}", [], figure=_div(pair_matrix_figure(run.scores, name, reference)))
             for name in best

@@ -118,7 +118,7 @@ def _number(value: float | None, sign: bool = False) -> str:
     return "-" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
 
 
-def flops_text(value: float | None) -> str:
+def flops_text(value: float | int | None) -> str:
     """Print operations with an SI prefix; a dash where there are none."""
     if value is None:
         return "-"

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
+import workbench
 from workbench.classical_encoders import IMAGE_NAMES, TEXT_NAMES, fit_image_encoder, fit_text_encoder
 from workbench.config import Settings
 from workbench.datasets.caption_pairs import CaptionPairs, Pictures
@@ -223,7 +224,8 @@ def _read_texts(kept: FeatureStore, name: str, reader: _Reader, texts: list[str]
 
 def _text_reader(name: str, learned: list[str], store: EmbeddingStore | None, device: str) -> _Reader:
     if name in TEXT_NAMES:
-        return _Reader(digest(name, *learned), 0, partial(fit_text_encoder, name, learned))
+        key = digest(name, workbench.__version__, *learned)
+        return _Reader(key, 0, partial(fit_text_encoder, name, learned))
     if store is None or store.encoder.name != name:
         store = EmbeddingStore(TextEncoder(name, device), cache_folder())
     parameters = sum(tensor.numel() for tensor in store.encoder.model.parameters())
@@ -239,7 +241,7 @@ def _image_reader(name: str, pairs: CaptionPairs, device: str, largest: int) -> 
             whole = pairs.pictures.pixels(slice(None), CLASSICAL_SIDE)
             return fit_image_encoder(name, whole[rows])
 
-        key = digest(name, pairs.pictures.order, rows.numpy().tobytes())
+        key = digest(name, workbench.__version__, pairs.pictures.order, rows.numpy().tobytes())
         return _Reader(key, CLASSICAL_SIDE, fit)
     encoder = open_pretrained(name)
     # The prepared ones, all convolutional, take any side; others are given what they were made for.

@@ -27,11 +27,18 @@ from workbench.training import Training, fit, seed_everything
 from workbench.zoo import Zoo
 
 
-def zoo_of(recipe: HyperAlignRecipe, device: str = "cpu") -> Zoo:
-    """Open a recipe's zoo without its controls; features that a run computed are found again."""
+def zoo_of(recipe: HyperAlignRecipe, most: int | None = None, device: str = "cpu") -> Zoo:
+    """Open a recipe's zoo without its controls; features that a run computed are found again.
+
+    Args:
+        recipe: settings.
+        most: only that many image encoders, the first ones; None for all.
+        device: where encoders compute that have not been run yet.
+    """
     content = paper_of(recipe.paper).load_data(recipe).content
-    real = recipe.zoo.model_copy(update={"controls": ()})
-    return open_content(recipe.model_copy(update={"zoo": real}), content, device)
+    real = recipe.zoo.model_copy(update={"controls": (), "images": recipe.zoo.images[:most]})
+    zoo = open_content(recipe.model_copy(update={"zoo": real}), content, device)
+    return replace(zoo, images=dict(list(zoo.images.items())[:most]))
 
 
 @torch.inference_mode()

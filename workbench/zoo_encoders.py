@@ -104,9 +104,11 @@ def _prepared_encoder(name: str) -> Pretrained:
     parameters = sum(
         tensor.numel() for part, tensor in encoder.named_parameters() if not part.startswith("head")
     )
+    # Its constants are no part of its state: features of wrongly prepared pictures must not be found again.
+    constants = (encoder.blue_first, *encoder.centre.flatten().tolist(), *encoder.spread.flatten().tolist())
     return Pretrained(
-        _fingerprint(encoder, "prepared"), encoder.size, parameters, encoder, lambda pixels: pixels,
-        lambda module, pixels: module(pixels),
+        _fingerprint(encoder, f"prepared {constants}"), encoder.size, parameters, encoder,
+        lambda pixels: pixels, lambda module, pixels: module(pixels),
     )  # fmt: skip
 
 
@@ -114,7 +116,8 @@ def _timm_encoder(name: str) -> Pretrained:
     """Open a timm model without its classifier, weights from its hub cache or a local folder."""
     import timm
 
-    module = timm.create_model(name, pretrained=True, num_classes=0).requires_grad_(False)
+    module = timm.create_model(name, pretrained=True).requires_grad_(False)
+    module.reset_classifier(0)  # only now: asked for no classes, timm lets weights of another network pass
     config = timm.data.resolve_model_data_config(module)
     side = _side(config["input_size"][-2:], name)
     fitting = _fitting(
@@ -132,9 +135,11 @@ def _open_clip_encoder(name: str) -> Pretrained:
     """Open the image side of an open_clip model: "ViT-B-32/openai" or "local-dir:FOLDER"."""
     import open_clip
 
-    local = name.startswith("local-dir:")
-    architecture, _, pretrained = (name, "", "") if local else name.partition("/")
-    module = open_clip.create_model(architecture, pretrained or None, require_pretrained=True)
+    local = name.startswith(("local-dir:", "hf-hub:"))
+    architecture, _, pretrained = (name, "", None) if local else name.partition("/")
+    if pretrained == "":
+        raise DataError(f"open_clip:{name}: name the weights too, as in open_clip:ViT-B-32/openai")
+    module = open_clip.create_model(architecture, pretrained, require_pretrained=True)
     module.requires_grad_(False)
     config = open_clip.get_model_preprocess_cfg(module)
     side = _side(config["size"], name)
@@ -173,7 +178,7 @@ def _fitting(name: str, shorter: int, mode: str, resampling: str) -> Fitting:
     return Fitting(shorter, mode == "squash", resampling)
 
 
-def _standardised(pixels: Tensor, mean: tuple[float, ...], spread: tuple[float, ...]) -> Tensor:
+def _standardised(pixels: Tensor, mean: Sequence[float], spread: Sequence[float]) -> Tensor:
     """Bring pixels to a pretrained model's range."""
     centre, width = (torch.tensor(part, device=pixels.device).view(-1, 1, 1) for part in (mean, spread))
     return (pixels.float() / 255 - centre) / width

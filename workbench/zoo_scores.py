@@ -101,7 +101,8 @@ def _label(value: int | None, edges: tuple[int, ...], unit: str, scale: int = 1)
         return f"above {shown[-1]} {unit}"
     if place == 0 or edges[place - 1] == 0:
         return f"up to {shown[place]} {unit}"
-    return f"{shown[place - 1]} to {shown[place]} {unit}"
+    above = shown[place - 1] if scale > 1 else f"{edges[place - 1] + 1:,}"
+    return f"{above} to {shown[place]} {unit}"
 
 
 def _middle(sizes: list[int]) -> int:

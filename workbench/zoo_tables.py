@@ -31,13 +31,7 @@ def _where(row: dict[str, Any] | None) -> str:
 
 
 def _ratio(one: float | None, other: float | None) -> str:
-    return (
-        "-"
-        if not one or not other
-        else f"{one / other:.2g} x"
-        if one / other < 10
-        else f"{one / other:.0f} x"
-    )
+    return "-" if not one or not other else f"{one / other:.2f}" if one < 10 * other else f"{one / other:.0f}"
 
 
 def _ranked(run: Run) -> list[dict[str, Any]]:
@@ -88,7 +82,7 @@ def ways_table(run: Run) -> Table:
             ]
         )
     columns = ["way", "R@10 (95 % interval)", "rank agreement", "regret", "operations"]
-    saved = [f"{name} costs, a pair" for name in against]
+    saved = [f"x cheaper than {name}" for name in against]
     return Table([*columns, *saved, "seconds", "trained parameters"], rows)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.evaluation import retrieval
 from workbench.evaluation.retrieval import (
@@ -87,6 +88,31 @@ def test_ranks_are_those_of_full_sorts_in_blocks_of_any_size(count, most, width,
             scores = [(texts[image, k] @ images[one], one == image) for one in range(count)]
             order = sorted(scores, key=lambda pair: (-pair[0], pair[1]))
             assert to_image[image, k] == [own for _, own in order].index(True) + 1
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the number of entries of every product of matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if function.overloadpacket is torch.ops.aten.mm:
+            self.found.append(made.numel())
+        return made
+
+
+@pytest.mark.parametrize(
+    ("block", "sizes"), [(30, [24, 24, 24]), (24, [24, 24, 24]), (23, [12] * 6), (1, [12] * 6)]
+)
+def test_no_more_scores_than_a_block_live_at_once_unless_one_image_has_more(monkeypatch, block, sizes):
+    # 6 images, 2 captions each: 12 scores for an image's captions.
+    monkeypatch.setattr(retrieval, "BLOCK", block)
+    with Sizes() as made:
+        retrieval_ranks(at(*range(12)).view(6, 2, 2), at(*range(0, 12, 2)))
+    assert made.found == sizes
 
 
 def test_scores_that_differ_by_rounding_only_are_ties():
@@ -262,6 +288,15 @@ def test_the_expected_best_is_the_mean_over_all_subsets_and_ties_are_drawn(pairs
     assert truth.min() - 1e-12 <= found <= truth.max() + 1e-12
     order = rng.permutation(pairs)
     assert expected_best(scores[order], truth[order], size) == pytest.approx(found)
+
+
+def test_scores_that_differ_by_rounding_only_are_drawn_from():
+    # 0.1 + 0.2 is 0.30000000000000004: as good as 0.3, so the mean of 1 and 3.
+    assert expected_best(np.array([0.3, 0.1 + 0.2, 0.0]), np.array([1.0, 3.0, 7.0]), 3) == pytest.approx(2)
+
+
+def test_one_pair_is_in_the_best_order():
+    assert gain_of_order(np.array([0.3]), np.array([0.2]), 5) == 1.0
 
 
 def test_a_scoring_that_says_nothing_expects_the_mean_and_the_truth_expects_more_with_every_pair():

@@ -92,6 +92,11 @@ def test_ridge_is_scikit_learns_but_for_the_mean_direction(strength):
     np.testing.assert_allclose(found.bias, -(texts.mean(0).numpy() @ expected), **SINGLE)
 
 
+def test_what_is_not_said_is_a_tenth_of_the_mean_variance():
+    own = problem(*spaces())
+    assert torch.equal(ridge(*own).weight, ridge(*own, 0.1).weight)
+
+
 def test_a_stronger_ridge_is_shorter():
     sizes = [ridge(*problem(*spaces()), strength).weight.norm().item() for strength in (0.0, 0.1, 1.0, 10.0)]
     assert sizes == sorted(sizes, reverse=True)
@@ -269,6 +274,14 @@ def test_fewer_directions_are_the_first_of_all():
     assert torch.equal(some.correlations, whole.correlations[:2])
     assert torch.equal(some.of_text.weight, whole.of_text.weight[:, :2])
     assert torch.equal(some.of_image.weight, whole.of_image.weight[:, :2])
+
+
+def test_no_more_directions_are_kept_than_there_are_and_128_if_nothing_is_said():
+    own = problem(*spaces())
+    assert len(correlated(own, kept=6).correlations) == correlated(own, kept=6).of_text.weight.shape[1] == 5
+    wide = problem(*spaces(rows=300, width=131, image_width=130))
+    found = canonical(*wide, tuple(map(factor, wide, (0.3, 1.0))))
+    assert (found.of_text.weight.shape, found.of_image.weight.shape) == ((131, 128), (130, 128))
 
 
 def test_without_noise_all_correlations_are_one_and_more_strength_lowers_them():

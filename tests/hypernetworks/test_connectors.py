@@ -189,7 +189,7 @@ def test_a_narrow_encoders_weights_are_the_first_columns_of_the_widest():
 def test_generated_weights_start_at_the_scale_of_their_number():
     torch.manual_seed(0)
     width, widest = 40, 64
-    module = ConnectorGenerator(width, (widest, 20), code_width=32)
+    module = ConnectorGenerator(width, (widest, 20))
     assert [layer.out_features for layer in module.generator.body if isinstance(layer, nn.Linear)] == [
         128,
         512,

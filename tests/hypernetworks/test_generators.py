@@ -156,6 +156,12 @@ def test_hidden_layers_with_gelu_act_in_order_before_one_head(hidden):
     torch.testing.assert_close(weights.tensors["b"], expected[:, 24:] / 2, rtol=1e-4, atol=1e-6)
 
 
+def test_an_mlp_has_the_published_widths_if_nothing_is_said():
+    generator = MLPGenerator(32, ParamSpec((Slot("v", (4,), "vector"),)))
+    layers = [layer.out_features for layer in generator.modules() if isinstance(layer, nn.Linear)]
+    assert layers == [128, 512, 4]
+
+
 def test_the_layers_of_an_mlp_start_as_linear_layers_do():
     torch.manual_seed(3)
     generator = mlp_of()

@@ -428,12 +428,13 @@ def test_every_recipe_is_valid_has_its_notebooks_and_something_to_be_held_agains
 
 def test_every_paper_and_kind_of_data_has_a_tiny_recipe_and_the_paper_is_cited():
     recipes = [load_recipe(name) for name in recipe_names()]
-    recipes = [one for one in recipes if one.paper != "hyper_cl_timing"]  # nothing is trained
+    # Nothing is trained for the one, the other reads pictures that nobody here has.
+    recipes = [one for one in recipes if one.name != "hyper_align_poster" and one.paper != "hyper_cl_timing"]
     kinds = {(recipe.paper, recipe.data.source) for recipe in recipes}
     assert {(one.paper, one.data.source) for one in recipes if one.name.endswith("_tiny")} == kinds
     assert "2403.09490" in CITATION
     cited = (Path(__file__).parents[2] / "CITATION.cff").read_text("utf-8")
-    assert all(paper in cited for paper in ("2403.09490", "2412.16777"))
+    assert all(paper in cited for paper in ("2403.09490", "2412.16777", "2507.10015"))
 
 
 def settings_of(**changes) -> dict:

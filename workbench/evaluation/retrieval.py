@@ -85,8 +85,12 @@ def rank_agreement(
 def gain_of_order(scores: Float[np.ndarray, " P"], truth: Float[np.ndarray, " P"], k: int) -> float:
     """NDCG@k of the order that scores give, gains being the true scores; 0 to 1, higher is better.
 
+    Pairs that score alike are taken in all orders; one pair alone has one order, the best.
+
     Source: Jaervelin and Kekaelaeinen (2002); scikit-learn's ndcg_score.
     """
+    if len(truth) == 1:
+        return 1.0  # scikit-learn refuses it
     return float(ndcg_score(truth[None], scores[None], k=k))
 
 
@@ -97,7 +101,7 @@ def expected_best(scores: Float[np.ndarray, " P"], truth: Float[np.ndarray, " P"
     that score alike count with the mean of their true scores, as if the choice among them were drawn.
     """
     count = len(scores)
-    _, group = np.unique(scores, return_inverse=True)
+    _, group = np.unique(np.round(scores, 9), return_inverse=True)  # equal means may differ by rounding
     truth = (np.bincount(group, truth) / np.bincount(group))[group]
     order = np.argsort(-scores, kind="stable")
     left = np.array([comb(count - place, size - 1) for place in range(1, count + 1)], dtype=float)

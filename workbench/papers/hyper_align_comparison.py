@@ -130,18 +130,16 @@ def connect(task: Task) -> Outcome:
     kind = task.model.kind
     if kind in CLOSED:
         return closed_form(task, kind)
-    ways = {
-        "ape": partial(ape, together=False),
-        "direct": partial(ape, together=True),
-        "hyper_align": hyper_align,
-        "search": search,
-        "hub": hub,
-    }
-    return ways[kind](task)
+    if kind in ("ape", "direct"):
+        return ape(task, together=kind == "direct")
+    return {"hyper_align": hyper_align, "search": search, "hub": hub}[kind](task)
 
 
 def _connect_and_ask(task: Task, keep: Path | None, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train one way under one seed; results are what each image adds to each metric, by split and pair."""
+    if task.model.centre:  # before anything is counted: means are kept
+        for name in task.zoo.images:
+            task.mean(name)
     seed_everything(task.seed)
     clock = Clock(task.device)
     outcome = connect(task)

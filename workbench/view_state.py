@@ -1,0 +1,85 @@
+"""What a dashboard shows, as one validated value that fits into a link.
+
+A link carries ``view=`` and base64url of canonical JSON, so that any text survives: "007" and "true" stay
+text, and a link that cannot be read is an error to show, never a silent default.
+"""
+
+import base64
+import binascii
+import json
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field
+
+from workbench.config import Settings, validated
+from workbench.errors import WorkbenchError
+from workbench.files import canonical_json
+
+LONGEST = 8192  # characters of a link's value; servers and proxies cut longer ones
+Text = Annotated[str, Field(max_length=2000)]
+
+
+class ViewError(WorkbenchError):
+    """A link that names no view."""
+
+
+class ConditionsState(Settings):
+    """The view of sentences under a condition."""
+
+    version: Literal[1] = 1
+    app: Literal["conditions"] = "conditions"
+    recipe: Text = ""
+    model: Text = ""
+    condition: Text = "The colour."
+    other: Text = ""
+    strength: float = Field(default=1.0, ge=0, le=2)
+    blend: float = Field(default=0.0, ge=0, le=1, description="from condition to other")
+    attribute: Text = ""
+    clicked: int | None = Field(default=None, ge=0)
+
+
+class ZooState(Settings):
+    """The view of a zoo's pairs."""
+
+    version: Literal[1] = 1
+    app: Literal["zoo"] = "zoo"
+    recipe: Text = ""
+    model: Text = ""
+    against: Text = ""
+
+
+State = TypeVar("State", bound=Settings)
+
+
+def pack(state: Settings) -> str:
+    """Write a state as the value of a link's ``view``."""
+    raw = canonical_json(state.model_dump(mode="json")).encode()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def unpack(value: str, kind: type[State]) -> State:
+    """Read a state from a link.
+
+    Args:
+        value: of ``view``; empty for the default state.
+        kind: which state the view has.
+
+    Raises:
+        ViewError: not such a value, of another version or view, or a key out of range.
+    """
+    if not value:
+        return kind()
+    if len(value) > LONGEST:
+        raise ViewError(
+            f"the link is {len(value):,} characters long, at most {LONGEST:,} are read; shorten its text"
+        )
+    try:
+        raw = base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)
+        content = json.loads(raw.decode("utf-8"))
+    except (binascii.Error, ValueError, RecursionError) as problem:
+        raise ViewError(
+            f"the link's view cannot be read ({problem}); it was cut or changed on its way"
+        ) from None
+    if not isinstance(content, dict):
+        raise ViewError("the link's view holds no settings; it was cut or changed on its way")
+    return validated(kind, content, "the link", ViewError)
