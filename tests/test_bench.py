@@ -1,11 +1,20 @@
 """Benchmarks: both ways give the same, and the table, the JSON file and the ratios say what was measured."""
 
 import json
+import re
 
 import pytest
 import torch
 
-from workbench.bench import hyper_cl, hyper_cl_evaluation, hyper_clip, ranking, run_bench
+from workbench.bench import (
+    hyper_align,
+    hyper_align_memory,
+    hyper_cl,
+    hyper_cl_evaluation,
+    hyper_clip,
+    ranking,
+    run_bench,
+)
 from workbench.bench.hyper_cl_evaluation import texts_like_csts
 from workbench.bench.timing import laid_out, median_seconds, peak_mib
 from workbench.errors import WorkbenchError
@@ -20,7 +29,21 @@ SMALL = {
     # Layer norms and batch norms; the second tower serves the batch of many tasks, too.
     hyper_clip: {"TOWERS": (("test_convnext", 32, 2), ("test_efficientnet", 32, 2)), "TASKS": 3, "IMAGES": 7,
                  "WIDTH": 12, "TEXTS": 4, "D": 8, "ROUNDS": 1},
+    hyper_align: {"X": 16, "WIDTHS": (8, 12), "BATCH": 20, "EACH": 2, "HIDDEN": (8, 8), "LOSS_BATCH": 64,
+                  "LOSS_WIDTH": 16},
+    hyper_align_memory: {"X": 16, "Z": 24, "CONNECTORS": 3, "BATCH": 64},
 }  # fmt: skip
+ZOO = """
+extends: hyper_align_scenes
+title: Four pairs
+data: {train: 100, test: 50, size: 32}
+zoo: {images: [colour_histogram, frequencies], texts: [lsa_words, hashed_words], controls: []}
+training: {epochs: 1, batch_size: 50}
+models:
+  - {name: ape, kind: ape}
+  - {name: ape_large, kind: ape, texts: [lsa_words]}
+  - {name: search, kind: search, rounds: [1]}
+"""
 
 
 @pytest.fixture
@@ -30,6 +53,8 @@ def small(monkeypatch, encoder, tmp_path):
         for name, size in sizes.items():
             monkeypatch.setattr(module, name, size)
     monkeypatch.setattr(hyper_cl_evaluation, "TextEncoder", lambda device: encoder)
+    (tmp_path / "zoo.yaml").write_text(ZOO)
+    monkeypatch.setattr(hyper_align, "RECIPES", (str(tmp_path / "zoo.yaml"),) * 2)
     monkeypatch.setenv("PYSTOW_HOME", str(tmp_path))  # pykeen makes folders when it is imported
 
 
@@ -87,6 +112,33 @@ def test_image_towers_are_timed_in_training_adapted_and_over_many_tasks(tmp_path
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("small")
+def test_ways_to_connect_a_zoo_are_timed_step_by_step_and_whole(tmp_path):
+    rows = rows_of("hyper_align", tmp_path)
+    names = [row["name"] for row in rows]
+    assert names[:3] == [
+        "step of all 4 connectors, batch 20; reference: a loop of linear layers",
+        "step of 2 connectors, batch 20; reference: hypernetwork of 0 M parameters",
+        "loss in tiles of 16 MiB, batch 64, width 16; reference: whole logits",
+    ]
+    search = r"search, 4 pairs, \d+\.\d\d Tflop; "
+    assert re.fullmatch(search + r"ape, 4 pairs, \d+\.\d\d Tflop; regret 0\.\d{3}", names[3])
+    # The large grid is of one text encoder; a pair of the other cannot be held against it.
+    regret = r"regret (-?0\.\d{3}|not in it)"
+    assert re.fullmatch(search + r"ape_large, 2 pairs, \d+\.\d\d Tflop; " + regret, names[4])
+    # A hypernetwork of this size is larger than what it generates; four connectors are trained, search fewer.
+    assert rows[1]["reference_mib"] > rows[1]["ours_mib"]
+    assert rows[3]["reference_mib"] > rows[3]["ours_mib"]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_memory_of_a_large_step_is_measured(tmp_path):
+    rows = rows_of("hyper_align_memory", tmp_path)
+    assert [row["name"] for row in rows] == [
+        "step of 3 connectors 24 x 16, batch 64; reference: one by one, whole logits"
+    ]
+
+
 def test_an_unknown_benchmark_is_named_with_those_there_are():
     with pytest.raises(WorkbenchError, match="no benchmark named 'speed'; there are: hyper_cl, hyper_clip"):
         run_bench("speed", None)
@@ -126,6 +178,15 @@ def test_a_ranking_that_differs_is_no_benchmark(way, monkeypatch):
     monkeypatch.setattr(ranking, way, one_off)
     with pytest.raises(AssertionError):
         ranking.rows()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("way", ["_loop", "_tiles"])
+def test_connectors_that_lose_otherwise_are_no_benchmark(way, monkeypatch):
+    whole = hyper_align.paired_contrastive
+    monkeypatch.setattr(hyper_align, "paired_contrastive", lambda *given, **more: 1.1 * whole(*given, **more))
+    with pytest.raises(AssertionError):
+        getattr(hyper_align, way)("cpu")
 
 
 @pytest.mark.usefixtures("small")

@@ -1,17 +1,22 @@
 """The command line as a person uses it: one clear message and exit code 2, or a run, its folder last."""
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
+from PIL import Image
 
 from workbench import cli, manifests
-from workbench.errors import RunError
+from workbench.datasets.images import Fitting
+from workbench.errors import ManifestError, RunError
 from workbench.runs import Run, finished_runs, run_recipe
 
 MINI = """
@@ -336,6 +341,227 @@ def test_a_report_over_nothing_says_how_to_start(call, tmp_path):
     code, out, _ = call("report", "--out", tmp_path)
     assert (code, out) == (0, f"report: {tmp_path / 'index.html'}\n")
     assert "No finished run yet; start with: workbench reproduce" in (tmp_path / "index.md").read_text()
+
+
+# --- run: a zoo of encoders ---------------------------------------------------------------------------------
+
+ALIGN = """
+paper: hyper_align
+title: Two pairs on a few scenes
+seeds: [0]
+data: {source: scenes, name: scenes, size: 32, train: 100, test: 50}
+zoo: {images: [colour_histogram, frequencies], texts: [lsa_words]}
+training: {epochs: 1, batch_size: 50, learning_rate: 1e-2}
+resamples: 100
+models:
+  - {name: chance, kind: chance}
+  - {name: ape, kind: ape, keep_weights: true}
+  - {name: ridge, kind: ridge}
+published:
+  - {model: ape, metric: recall_at_10, split: test, value: 0.5, table: T, source: S}
+"""
+
+
+@pytest.fixture
+def align(tmp_path):
+    """A recipe of a second's work that connects encoders."""
+    (tmp_path / "align.yaml").write_text(ALIGN)
+    return tmp_path / "align.yaml"
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    """Features that were computed elsewhere: sixty images with a caption each."""
+    folder, draw = tmp_path / "my zoo", np.random.default_rng(0)
+    split = ["train"] * 40 + ["valid"] * 10 + ["test"] * 10
+    for name, width in (("texts/words", 6), ("images/small", 5), ("images/large", 8)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{name}.npy", draw.normal(size=(60, width)).astype(np.float32))
+    pl.DataFrame({"image": range(60), "split": split}).write_csv(folder / "pairs.csv")
+    return folder
+
+
+def test_features_of_ones_own_run_from_a_folder_to_a_report(call, align, arrays, tmp_path):
+    code, out, err = call("run", align, "--data", arrays, "--out", tmp_path / "out")
+    assert code == 0, err
+    folder = Path(out.splitlines()[-1].removeprefix("run: "))
+    run = Run.open(folder)
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert run.metrics.columns == COLUMNS
+    assert run.metrics["dataset"].unique().to_list() == ["my zoo"]
+    assert {"image=small", "image=large", "pair=words -> small"} <= set(run.metrics["group"])
+    assert run.model("ape").pairs() == [("words", "large"), ("words", "small")]
+    # Not the recipe's data: its published numbers do not apply.
+    assert run.recipe["title"] == "Two pairs on a few scenes, on own data: my zoo"
+    assert run.recipe["published"] == []
+    assert run.recipe["data"]["path"] == "my zoo"
+    assert run.provenance["data"] == {
+        "train": {"images": 40},
+        "valid": {"images": 10},
+        "test": {"images": 10},
+    }
+    assert (tmp_path / "out" / "html" / f"{folder.name}.html").is_file()
+    # Another division of the same arrays is another run.
+    table = pl.read_csv(arrays / "pairs.csv")
+    table.with_columns(split=table["split"].reverse()).write_csv(arrays / "pairs.csv")
+    code, out, err = call("run", align, "--data", arrays, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert Path(out.splitlines()[-1].removeprefix("run: ")) != folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Captioned pictures of one's own: sixty squares of one colour each."""
+    (tmp_path / "mine").mkdir()
+    rows = []
+    for row in range(60):
+        levels = np.full((40, 48, 3), (4 * row, 255 - 4 * row, row % 7 * 30), np.uint8)
+        Image.fromarray(levels).save(tmp_path / "mine" / f"{row}.png")
+        split = "train" if row % 3 else "valid" if row % 2 else "test"
+        rows.append({"image": f"{row}.png", "caption": f"number {row}, shade {row // 10}", "split": split})
+    return rows
+
+
+def test_captioned_pictures_of_ones_own_run_from_a_table(call, align, pictures, tmp_path):
+    data = own(tmp_path / "mine", pictures, "captions.csv")
+    code, out, err = call("run", align, "--data", data, "--out", tmp_path / "out")
+    assert code == 0, err
+    run = Run.open(Path(out.splitlines()[-1].removeprefix("run: ")))
+    assert run.provenance["data"] == {
+        "train": {"images": 40},
+        "valid": {"images": 10},
+        "test": {"images": 10},
+    }
+    assert run.recipe["data"]["source"] == "table"
+    assert run.recipe["zoo"]["images"] == ["colour_histogram", "frequencies"]
+    written = [path.read_text() for path in run.folder.glob("*.json")]
+    assert not [text for text in written if str(tmp_path) in text or "shade 3" in text]
+
+
+def test_a_recipe_for_tables_keeps_what_it_says_when_it_is_given_its_table(align):
+    align.write_text(
+        ALIGN.replace("source: scenes, name: scenes", "source: table, name: own, path: chat.json, limit: 100")
+    )
+    changes = cli._changes(str(align), None, Path("mine/chat.json"), None)
+    assert changes["data"] == {
+        **changes["data"], "source": "table", "name": "chat", "path": "mine/chat.json", "limit": 100
+    }  # fmt: skip
+    assert changes.keys() == {"data"}  # title and published numbers stay
+
+
+def features_with(row, value):
+    def spoil(arrays):
+        table = np.load(arrays / "images/small.npy")
+        table[row] = value
+        np.save(arrays / "images/small.npy", table)
+
+    return spoil
+
+
+def as_parquet(arrays, name, ids):
+    table = np.load(arrays / f"{name}.npy")
+    (arrays / f"{name}.npy").unlink()
+    pl.DataFrame({"id": ids, "feature": table.tolist()}).write_parquet(arrays / f"{name}.parquet")
+
+
+def said_again(arrays):
+    """One caption more, of an image of another split."""
+    table = pl.read_csv(arrays / "pairs.csv")
+    pl.concat([table, pl.DataFrame({"image": [0], "split": ["test"]})]).write_csv(arrays / "pairs.csv")
+    np.save(arrays / "texts/words.npy", np.ones((61, 5), np.float32))
+
+
+def said_of_others(arrays):
+    table = pl.read_csv(arrays / "pairs.csv")
+    table.with_columns(image=pl.Series([0, 0, *range(2, 60)])).write_csv(arrays / "pairs.csv")
+
+
+def in_another_order(arrays):
+    as_parquet(arrays, "images/small", range(60))
+    as_parquet(arrays, "images/large", [1, 0, *range(2, 60)])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda arrays: np.save(arrays / "images/small.npy", np.ones((59, 5), np.float32)),
+            "large has 60 rows and small has 59; every encoder of a zoo needs one row for the same item",
+        ),
+        (
+            lambda arrays: np.save(arrays / "texts/words.npy", np.ones((61, 5), np.float32)),
+            "texts/words has 61 rows, the table of pairs has 60",
+        ),
+        (in_another_order, "the rows of large and small are in different order; sort both by one id"),
+        (features_with(7, np.nan), "images/small.npy, row 7: the features are NaN"),
+        (features_with(8, 0), "images/small.npy, row 8: the features are all zeros in 16 bits"),
+        (lambda arrays: (arrays / "texts/words.npy").unlink(), "texts holds no .npy or .parquet file"),
+        (lambda arrays: (arrays / "images/large.npy").unlink(), "one pair only (words with small)"),
+        (said_again, "image 0: its captions are in test and train"),
+        (said_of_others, "image 1: no caption in the table of pairs; add one or remove the image"),
+        (lambda arrays: (arrays / "pairs.csv").unlink(), "has no pairs.csv or pairs.parquet"),
+    ],
+)  # fmt: skip
+def test_features_that_cannot_be_used_end_with_code_2_and_leave_nothing(
+    call, align, arrays, tmp_path, spoil, message
+):
+    spoil(arrays)
+    code, out, err = call("run", align, "--data", arrays, "--out", tmp_path / "out")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def zoo_with(**keys):
+    """Replace encoders in the small recipe."""
+    content = yaml.safe_load(ALIGN)
+    content["zoo"] |= keys
+    return yaml.safe_dump(content)
+
+
+@pytest.mark.parametrize(
+    ("zoo", "message"),
+    [
+        ({"images": ["colour_histogram"]}, "one pair only (lsa_words with colour_histogram)"),
+        ({"images": ["resnet50", "lbp"]}, "no image encoder 'resnet50'; there are: mobilenet_v1_025"),
+        (
+            {"images": ["cifar_resnet20", "lbp"]},
+            "data set encoders-cifar-resnet is not on this machine (searched: ",
+        ),
+        (
+            {"images": ["timm:test_vit.r160_in1k", "lbp"]},
+            "or give local-dir:FOLDER after timm: or open_clip:",
+        ),
+        (
+            {"controls": [{"kind": "duplicate", "of": "hog"}]},
+            "control 'hog, duplicate': no encoder 'hog'; there are: colour_histogram, frequencies",
+        ),
+        ({"images": ["lbp", "lbp"]}, "every encoder and control once"),
+    ],
+)
+def test_encoders_that_cannot_be_used_end_with_code_2(call, align, tmp_path, zoo, message, monkeypatch):
+    monkeypatch.delenv("WORKBENCH_DATA", raising=False)
+    align.write_text(zoo_with(**zoo))
+    code, out, err = call("run", align, "--out", tmp_path / "out")
+    assert (code, out) == (2, ""), err
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert finished_runs(tmp_path / "out") == []
+
+
+def test_a_wrongly_prepared_encoder_ends_with_code_2(call, align, tmp_path, monkeypatch):
+    def refused(name):
+        raise ManifestError(f"{name} has top-1 accuracy 0.1, its manifest says 0.9 +- 0.02")
+
+    made = SimpleNamespace(fingerprint="x", side=32, parameters=1, fitting=Fitting(), on=None)
+    opened = functools.lru_cache(lambda name: made)
+    monkeypatch.setattr("workbench.zoo.open_pretrained", opened)
+    monkeypatch.setattr("workbench.zoo.check_encoder", refused)
+    align.write_text(zoo_with(images=["cifar_resnet20", "lbp"]))
+    code, out, err = call("run", align, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert "workbench: cifar_resnet20 has top-1 accuracy 0.1, its manifest says 0.9" in err
+    assert finished_runs(tmp_path / "out") == []
 
 
 # --- stopped ------------------------------------------------------------------------------------------------

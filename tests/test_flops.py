@@ -76,6 +76,8 @@ def test_a_training_step_of_a_connector_is_4_dt_di_and_4_b_di_per_sample():
         (lambda: solve_triangular(definite(6, 6), table(6, 4), upper=False), 6**2 * 4),
         (lambda: solve_triangular(definite(6, 6), table(4, 6), upper=True, left=False), 6**2 * 4),
         (lambda: solve_triangular(definite(3, 6, 6), table(3, 6, 4), upper=True), 3 * 6**2 * 4),
+        (lambda: torch.cholesky_solve(table(6, 4), definite(6, 6)), 2 * 6**2 * 4),  # two of them
+        (lambda: torch.cholesky_solve(table(3, 6, 4), definite(3, 6, 6)), 3 * 2 * 6**2 * 4),
         # 2/3 n^3 for the factors, 2 n^2 k for two triangular solutions.
         (lambda: torch.linalg.solve(definite(6, 6), table(6, 4)), 2 * 6**3 // 3 + 2 * 6**2 * 4),
         (lambda: torch.linalg.solve(definite(6, 6), table(6)), 2 * 6**3 // 3 + 2 * 6**2),

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import tempfile
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import workbench
 from workbench import encoders, runs
+from workbench.connector_zoo import ConnectorZoo
 from workbench.errors import RunError
 from workbench.runs import Run, find_run, finished_runs, run_recipe, runs_folder
 
@@ -331,3 +334,71 @@ def test_a_run_that_fails_while_it_is_published_does_not_train_again(recipe, tmp
     run = run_recipe(recipe, out=tmp_path)
     assert run.models()
     assert not (run.folder / "training").exists()
+
+
+# --- runs of a zoo ------------------------------------------------------------------------------------------
+
+ZOO = """
+paper: hyper_align
+title: Two pairs of arrays
+seeds: [0]
+data: {source: features, name: own, path: %s}
+training: {epochs: 1, batch_size: 50, learning_rate: 1e-2}
+resamples: 100
+models:
+  - {name: ape, kind: ape, keep_weights: true}
+  - {name: ridge, kind: ridge}
+"""
+
+
+@pytest.fixture(scope="module")
+def zoo_run(tmp_path_factory):
+    """A finished run over features that were computed elsewhere, with the folder they lie in."""
+    folder, draw = tmp_path_factory.mktemp("arrays"), np.random.default_rng(0)
+    for name, width in (("texts/words", 6), ("images/small", 5), ("images/large", 8)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        np.save(folder / f"{name}.npy", draw.normal(size=(60, width)).astype(np.float32))
+    split = ["train"] * 40 + ["valid"] * 10 + ["test"] * 10
+    pl.DataFrame({"image": range(60), "split": split}).write_csv(folder / "pairs.csv")
+    (folder / "zoo.yaml").write_text(ZOO % folder)
+    return run_recipe(str(folder / "zoo.yaml"), out=tmp_path_factory.mktemp("zoo-out")), folder
+
+
+def test_a_run_over_features_is_found_again_until_an_array_changes(zoo_run):
+    run, folder = zoo_run
+    recipe = str(folder / "zoo.yaml")
+    assert run_recipe(recipe, out=out_of(run)).folder == run.folder
+    array = np.load(folder / "images/small.npy")
+    np.save(folder / "images/small.npy", array[::-1])
+    other = run_recipe(recipe, out=out_of(run))
+    np.save(folder / "images/small.npy", array)
+    assert other.folder != run.folder
+    assert run_recipe(recipe, out=out_of(run)).folder == run.folder
+
+
+def test_connectors_of_a_run_are_opened_by_their_way(zoo_run):
+    run, folder = zoo_run
+    assert run.models() == ["ape"]
+    opened = run.model("ape")
+    assert isinstance(opened, ConnectorZoo)
+    assert opened.pairs() == [("words", "large"), ("words", "small")]
+    texts, images = (
+        torch.from_numpy(np.load(folder / name)) for name in ("texts/words.npy", "images/small.npy")
+    )
+    scores = opened.similarity(texts[50:], images[50:], "words", "small")  # the test split
+    ranks = (scores >= scores.diagonal()[:, None] - 1e-6).sum(1)
+    kept = run.scores.filter(model="ape", split="test", image="small").to_dicts()[0]
+    # Features are kept as they are, here in 32 bits.
+    assert kept["t2i_recall_at_5"] == pytest.approx((ranks <= 5).float().mean().item())
+    with pytest.raises(RunError, match="kept no model 'ridge'; it has: ape"):
+        run.model("ridge")
+
+
+def test_a_run_over_features_keeps_none_of_them_and_no_path(zoo_run):
+    run, folder = zoo_run
+    files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    assert files == {"recipe.json", "provenance.json", "cards.json", "metrics.parquet", "scores.parquet",
+                     "done.json", "models/ape/head.json", "models/ape/head.safetensors"}  # fmt: skip
+    assert not [path for path in run.folder.rglob("*.json") if str(folder) in path.read_text()]
+    assert run.recipe["data"]["path"] == folder.name
+    assert run.provenance["data"]["train"] == {"images": 40}

@@ -30,7 +30,7 @@ def _triangular(shape: Sequence[int], right: Sequence[int], *_: Any, **__: Any) 
 
 def _cholesky_solve(right: Sequence[int], factor: Sequence[int], *_: Any, **__: Any) -> int:
     """Two triangular solutions: 2 n^2 k."""
-    return 2 * factor[-1] ** 2 * right[-1]
+    return 2 * factor[-1] * math.prod(right)
 
 
 def _eigh(shape: Sequence[int], *_: Any, **__: Any) -> int:

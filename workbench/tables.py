@@ -69,7 +69,7 @@ def main_metric(run: Run) -> str:
     known = set(run.metrics.filter(split=last_split(run.metrics), group="all")["metric"])
     held = [item["metric"] for item in (*run.recipe["published"], *run.recipe["bars"])]
     order = (*held, "top1", "auc", "pair_order", "spearman", "mrr", "recall_at_10", "hit_rate")
-    return next(name for name in order if name in known & {*SHOWN, *TIMED})
+    return next(name for name in order if name in known & {*SHOWN, *TIMED} - {"rank_agreement", "regret"})
 
 
 def last_split(metrics: pl.DataFrame) -> str:
