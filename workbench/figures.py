@@ -58,6 +58,8 @@ METRIC_TITLES = {
     "t2i_recall_at_10": "recall at 10, caption to image (0 to 1, ideal 1)",
     "i2t_recall_at_10": "recall at 10, image to caption (0 to 1, ideal 1)",
     "rank_agreement": "Spearman with the full grid's ranking of the pairs (-1 to 1, ideal 1)",
+    "ndcg_at_5": "NDCG at 5 of the pairs' order (0 to 1, ideal 1)",
+    "chosen_recall_at_10": "recall at 10 of the pair chosen on valid (0 to 1, ideal 1)",
     "regret": "recall at 10 lost by the chosen pair (0 to 1, ideal 0)",
     "hit_rate": "hit rate (share of lookups that the cache answers)",
     "cache_mib": "cache, MiB",
