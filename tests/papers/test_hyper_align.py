@@ -444,8 +444,10 @@ def test_kept_connectors_are_those_of_the_mean_over_all_training_features(task, 
         torch.testing.assert_close(found.weight, weight, rtol=0, atol=1e-6)
         torch.testing.assert_close(found.bias, bias, rtol=0, atol=1e-6)
     assert outcome.parameters == sum(one.numel() for one in module.parameters())
-    # 9 x 10 weights and 9 biases, the widest encoder's.
+    # 9 x 10 weights and 9 biases, the widest encoder's, from a code of 8 through two layers of 16; the code
+    # itself from a mean of 9 numbers.
     assert outcome.about["cost"]["generated_parameters"] == 99
+    assert outcome.parameters == 10 * 8 + 9 * 16 + 17 * 16 + 17 * 99
 
 
 # --- (5): closed forms --------------------------------------------------------------------------------------
@@ -567,8 +569,11 @@ def test_search_costs_less_than_the_full_grid(searched, graded, task):
 
 def test_a_larger_share_and_more_rounds_train_more(graded, task):
     one = task("search", training_of(), graded, keep_share=0.5, rounds=(1, 1, 2), folder="more")
-    rounds = run(one).about["rounds"]
+    outcome = run(one)
+    rounds = outcome.about["rounds"]
     assert [(entry["epochs"], entry["pairs"]) for entry in rounds] == [(0, 8), (1, 4), (1, 2), (2, 1)]
+    # Pairs of both text encoders go on; each round trains its own pairs and no others.
+    assert outcome.parameters == (4 + 2 + 1) * 15 * 16
 
 
 def test_the_score_of_selection_is_r_at_10_of_first_captions_on_valid(task, zoo):
@@ -617,13 +622,14 @@ def test_each_step_of_a_hub_pairs_every_image_encoder_with_one_text_encoder_in_t
     monkeypatch.setattr(Task, "text_batch", text_batch)
     monkeypatch.setattr(
         hyper_align_search, "paired_contrastive",
-        lambda text, image, scale: (seen.append((text, image)), (text.sum() + image.sum()) * scale)[1],
+        lambda text, image, scale: (seen.append((text, image)), 0 * text.sum() * image.sum() + scale)[1],
     )  # fmt: skip
     monkeypatch.setattr(hyper_align_search, "training_flops", lambda *_: 0)
     module = []
     monkeypatch.setattr(hyper_align_search, "Hub", lambda *sizes: (module.append(Hub(*sizes)), module[-1])[1])
-    run(task("hub", training_of(epochs=1, learning_rate=1e-30)))
+    found = run(task("hub", training_of(epochs=1, learning_rate=1e-30)))
     assert len(seen) == 3 * 3  # three steps, three image encoders
+    assert found.history[0]["loss"] == 100  # the mean over image encoders
     which = []
     for text, _ in seen:
         mapped = {name: functional.normalize(module[0].map_of(name, 0)(known[name]), dim=1) for name in TEXTS}
