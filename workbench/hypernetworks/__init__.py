@@ -1,7 +1,15 @@
 """Condition -> generator -> generated weights -> application: the idea every paper here is a case of."""
 
 from workbench.hypernetworks.apply import Rows, pool_tokens, project
-from workbench.hypernetworks.generators import LinearGenerator, SetGenerator
+from workbench.hypernetworks.conditioned import Conditioned
+from workbench.hypernetworks.generators import (
+    ChunkedGenerator,
+    LinearGenerator,
+    MLPGenerator,
+    RandomProjection,
+    SetGenerator,
+    Table,
+)
 from workbench.hypernetworks.health import Health, health_of
 from workbench.hypernetworks.norms import Affines, ChannelAffine, ConditionedNorm
 from workbench.hypernetworks.spec import GeneratedWeights, ParamSpec, Slot
@@ -9,14 +17,19 @@ from workbench.hypernetworks.spec import GeneratedWeights, ParamSpec, Slot
 __all__ = [
     "Affines",
     "ChannelAffine",
+    "ChunkedGenerator",
+    "Conditioned",
     "ConditionedNorm",
     "GeneratedWeights",
     "Health",
     "LinearGenerator",
+    "MLPGenerator",
     "ParamSpec",
+    "RandomProjection",
     "Rows",
     "SetGenerator",
     "Slot",
+    "Table",
     "health_of",
     "pool_tokens",
     "project",

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from workbench.hypernetworks.spec import GeneratedWeights
@@ -80,13 +80,13 @@ class Rows:
         return features.index_select(0, self.index)
 
     def apply(
-        self, inputs: Float[Tensor, "N D"], function: Callable[[slice, Tensor], Tensor]
-    ) -> Float[Tensor, "N E"]:
+        self, inputs: Shaped[Tensor, " N *D"], function: Callable[[slice, Tensor], Tensor]
+    ) -> Float[Tensor, " N *E"]:
         """Send each row through the function of its id.
 
         Args:
-            inputs: one vector per row.
-            function: gets a slice of the unique ids and their rows ``[U, M, D]``, returns ``[U, M, E]``.
+            inputs: one vector, image or the like per row.
+            function: gets a slice of the unique ids and their rows ``[U, M, ...]``, returns ``[U, M, ...]``.
         """
         parts = []
         for block in self.blocks:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from workbench.hypernetworks.spec import GeneratedWeights, ParamSpec
@@ -54,8 +54,7 @@ class LinearGenerator(nn.Module):
         if spec.scaled:
             for layer in (self.transform, self.narrow, self.head):
                 if layer is not None:
-                    nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
-                    nn.init.zeros_(layer.bias)
+                    _start_unit(layer)
 
     def forward(self, conditions: Float[Tensor, "U C"]) -> GeneratedWeights:
         """Generate the weights of U unique conditions, each exactly once.
@@ -66,9 +65,7 @@ class LinearGenerator(nn.Module):
         Raises:
             ValueError: embeddings of another width than the generator was built for.
         """
-        width = (self.transform or self.narrow or self.head).in_features
-        if conditions.shape[-1] != width:
-            raise ValueError(f"the generator takes conditions of width {width}, got {conditions.shape[-1]}")
+        _check_width(conditions, (self.transform or self.narrow or self.head).in_features)
         hidden = self.dropout(conditions)
         if self.transform is not None:
             hidden = self.dropout(self.transform(hidden))
@@ -153,29 +150,40 @@ class SetGenerator(nn.Module):
 
 
 class MLPGenerator(nn.Module):
-    """From a code to coefficients through hidden layers with GELU; layers start as ``nn.Linear`` does.
+    """From a code to coefficients through hidden layers with GELU.
 
-    Source: Hyper-Align's hypernetwork, 32 -> 128 -> 512 -> all coefficients.
+    With ``unit``, the last hidden layer is normalised and the head starts so that every coefficient has unit
+    variance, whatever the code; else layers start as ``nn.Linear`` does, as published.
+
+    Source: Hyper-Align's hypernetwork, 32 -> 128 -> 512 -> all coefficients; the unit start follows Ortiz,
+    Guttag and Dalca (2023), arXiv 2304.07645.
     """
 
-    def __init__(self, code_width: int, spec: ParamSpec, hidden: Sequence[int] = (128, 512)) -> None:
+    def __init__(
+        self, code_width: int, spec: ParamSpec, hidden: Sequence[int] = (128, 512), *, unit: bool = False
+    ) -> None:
         """Build the generator.
 
         Args:
             code_width: C.
             spec: what to generate; owns the scale.
             hidden: widths of the hidden layers, at least one.
+            unit: start with coefficients of unit variance.
         """
         super().__init__()
         self.spec = spec
-        widths = (code_width, *hidden)
-        self.body = nn.Sequential(
-            *(layer for one, two in pairwise(widths) for layer in (nn.Linear(one, two), nn.GELU()))
-        )
-        self.head = nn.Linear(widths[-1], spec.numel)
+        self.body = _hidden_layers((code_width, *hidden), unit)
+        self.head = nn.Linear(hidden[-1], spec.numel)
+        if unit:
+            _start_unit(self.head)
 
     def forward(self, codes: Float[Tensor, "U C"]) -> GeneratedWeights:
-        """Generate the weights of U codes."""
+        """Generate the weights of U codes.
+
+        Raises:
+            ValueError: codes of another width than the generator was built for.
+        """
+        _check_width(codes, self.body[0].in_features)
         return self.spec.compose(self.head(self.body(codes)))
 
     def cost(self) -> dict[str, int]:
@@ -183,7 +191,120 @@ class MLPGenerator(nn.Module):
         return cost_of(self)
 
 
-def cost_of(generator: LinearGenerator | SetGenerator | MLPGenerator) -> dict[str, int]:
+class ChunkedGenerator(nn.Module):
+    """From a code to coefficients a chunk at a time: one small head, told which chunk by a learned vector.
+
+    It can hold fewer numbers than it generates.
+
+    Source: von Oswald et al. (2020), arXiv 1906.00695, section 3 (chunking); the unit start as in
+    :class:`MLPGenerator`.
+    """
+
+    def __init__(
+        self,
+        code_width: int,
+        spec: ParamSpec,
+        hidden: Sequence[int] = (128, 512),
+        *,
+        chunk: int = 512,
+        chunk_width: int = 16,
+    ) -> None:
+        """Build the generator.
+
+        Args:
+            code_width: C.
+            spec: what to generate; owns the scale.
+            hidden: widths of the hidden layers, at least one.
+            chunk: coefficients generated at once.
+            chunk_width: width of the vector that names a chunk.
+        """
+        super().__init__()
+        self.spec, count = spec, math.ceil(spec.numel / chunk)
+        self.chunks = nn.Parameter(torch.randn(count, chunk_width))
+        self.body = _hidden_layers((code_width + chunk_width, *hidden), unit=True)
+        self.head = nn.Linear(hidden[-1], chunk)
+        _start_unit(self.head)
+
+    def forward(self, codes: Float[Tensor, "U C"]) -> GeneratedWeights:
+        """Generate the weights of U codes.
+
+        Raises:
+            ValueError: codes of another width than the generator was built for.
+        """
+        _check_width(codes, self.body[0].in_features - self.chunks.shape[1])
+        shape = len(codes), len(self.chunks), -1
+        pairs = torch.cat([codes[:, None].expand(shape), self.chunks.expand(shape)], -1)
+        coefficients = self.head(self.body(pairs)).flatten(1)
+        return self.spec.compose(coefficients[:, : self.spec.numel])
+
+    def cost(self) -> dict[str, int]:
+        """Return what the generator costs; see :func:`cost_of`."""
+        return cost_of(self)
+
+
+class Table(nn.Module):
+    """One learned row of coefficients per condition, asked for by its number: nothing is shared.
+
+    The per-task baseline of every hypernetwork; with factors in the spec it is LoRA.
+    """
+
+    def __init__(self, conditions: int, spec: ParamSpec) -> None:
+        """Build the table of that many conditions; rows start with unit variance."""
+        super().__init__()
+        self.spec, self.head = spec, nn.Embedding(conditions, spec.numel)
+
+    def forward(self, numbers: Int[Tensor, " U"]) -> GeneratedWeights:
+        """Return the weights of conditions by number."""
+        return self.spec.compose(self.head(numbers))
+
+    def cost(self) -> dict[str, int]:
+        """Return what the table costs; see :func:`cost_of`."""
+        return cost_of(self)
+
+
+class RandomProjection(nn.Module):
+    """A fixed random linear map from a code to coefficients: nothing in it is trained, only the code is.
+
+    Source: D'OH (2024), arXiv 2403.19163: decoder-only random hypernetworks.
+    """
+
+    def __init__(self, code_width: int, spec: ParamSpec, seed: int) -> None:
+        """Draw the projection; the seed is all that has to be kept of it."""
+        super().__init__()
+        self.spec = spec
+        draw = torch.randn(code_width, spec.numel, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("projection", draw / math.sqrt(code_width))
+
+    def forward(self, codes: Float[Tensor, "U C"]) -> GeneratedWeights:
+        """Generate the weights of U codes with entries of about unit variance."""
+        _check_width(codes, len(self.projection))
+        return self.spec.compose(codes @ self.projection)
+
+    def cost(self) -> dict[str, int]:
+        """Return what the generator costs; see :func:`cost_of`."""
+        return cost_of(self)
+
+
+def _hidden_layers(widths: Sequence[int], unit: bool) -> nn.Sequential:
+    """Linear layers with GELU between and after them; with ``unit`` their last output is normalised."""
+    layers = [layer for one, two in pairwise(widths) for layer in (nn.Linear(one, two), nn.GELU())]
+    if unit:
+        layers.append(nn.LayerNorm(widths[-1], elementwise_affine=False))
+    return nn.Sequential(*layers)
+
+
+def _start_unit(head: nn.Linear) -> None:
+    """Start a head so that inputs of unit variance give outputs of unit variance."""
+    nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features))
+    nn.init.zeros_(head.bias)
+
+
+def _check_width(codes: Tensor, width: int) -> None:
+    if codes.shape[-1] != width:
+        raise ValueError(f"the generator takes conditions of width {width}, got {codes.shape[-1]}")
+
+
+def cost_of(generator: nn.Module) -> dict[str, int]:
     """Return parameters of a generator, generated numbers per condition, and the break-even count.
 
     Break-even: from how many conditions on the generator is smaller than one learned set per condition.

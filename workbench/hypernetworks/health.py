@@ -7,9 +7,7 @@ whose correction stays zero for a whole training run.
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
-
-from workbench.hypernetworks.generators import LinearGenerator, SetGenerator
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -17,12 +15,15 @@ class Health:
     """What was measured, one number each.
 
     Attributes:
-        moved: norm of the head's change since the start over its norm at the start; 0 means it never trained.
+        moved: norm of the head's change since the start over its norm at the start (over its norm now if it
+            started at zero); 0 means it never trained.
         relative_spread: standard deviation of weights over conditions over their root mean square; near 0
             means that every condition gets the same weights.
         effective_rank: over conditions, of the slot with the most numbers (see ``GeneratedWeights``).
         near_copies: share of condition pairs whose weights have cosine above 0.999; 0 to 1, lower is better.
         conditions: how many conditions were looked at.
+        output_spread: standard deviation over conditions of the target's outputs for the same inputs over
+            their root mean square; None if there were no inputs.
     """
 
     moved: float
@@ -30,6 +31,7 @@ class Health:
     effective_rank: float
     near_copies: float
     conditions: int
+    output_spread: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -41,21 +43,26 @@ class Health:
             wrong.append("conditions do not move the weights")
         if self.conditions > 2 and self.near_copies > 0.5:
             wrong.append("most conditions share their weights")
+        if self.output_spread is not None and self.conditions > 1 and self.output_spread < 1e-4:
+            wrong.append("generated weights do not move the output")
         return "; ".join(wrong) or "sound"
 
-    def to_dict(self) -> dict[str, float | int | str]:
+    def to_dict(self) -> dict[str, float | int | str | None]:
         """Return the numbers and the verdict as JSON types."""
         return {**asdict(self), "verdict": self.verdict}
 
 
 @torch.no_grad()
-def health_of(generator: LinearGenerator | SetGenerator, conditions: Tensor, start: Tensor) -> Health:
+def health_of(
+    generator: nn.Module, conditions: Tensor, start: Tensor, outputs: Tensor | None = None
+) -> Health:
     """Measure a generator.
 
     Args:
-        generator: in evaluation mode.
+        generator: in evaluation mode, with a ``spec`` and a ``head``.
         conditions: embeddings of distinct conditions, ``[U, C]``, or sets of them, ``[U, T, C]``.
         start: a copy of the head's weight before training.
+        outputs: what the target makes of the same inputs under each condition, ``[U, ...]``.
     """
     weights = generator(conditions)
     largest = max(
@@ -66,11 +73,19 @@ def health_of(generator: LinearGenerator | SetGenerator, conditions: Tensor, sta
     cosine = inner / (square[:, None] * square[None]).sqrt()
     count = len(conditions)
     pairs = cosine[torch.triu(torch.ones_like(cosine), diagonal=1).bool()]
-    change = torch.linalg.vector_norm(generator.head.weight - start) / torch.linalg.vector_norm(start)
+    change, size = (torch.linalg.vector_norm(one) for one in (generator.head.weight - start, start))
     return Health(
-        moved=float(change),
+        moved=float(change / (size or change.clamp_min(1e-30))),
         relative_spread=float(((square.mean() - inner.mean()).clamp_min(0) / square.mean()).sqrt()),
         effective_rank=weights.effective_rank(largest),
         near_copies=float((pairs > 0.999).float().mean()) if count > 1 else 0.0,
         conditions=count,
+        output_spread=None if outputs is None else _spread(outputs),
     )
+
+
+def _spread(outputs: Tensor) -> float:
+    """Return the standard deviation over the first axis over the root mean square of all."""
+    outputs = outputs.double()
+    deviation = (outputs - outputs.mean(0)).square().mean().sqrt()
+    return float(deviation / outputs.square().mean().sqrt().clamp_min(1e-30))

@@ -1,0 +1,242 @@
+"""Any module under generated weights: one condition, many at once, rows in any order, and a plain copy."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from workbench.errors import RunError
+from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec, RandomProjection, Table
+from workbench.hypernetworks.conditioned import FactoredLinear
+
+CODE, CONDITIONS, MEMBERS, WIDTH, OUT = 5, 4, 6, 8, 3
+KINDS = {
+    "added": {},
+    "factors": {"rank": 2},
+    "replaced": {"joins": "replace", "gain": math.sqrt(2)},
+    "multiplied": {"joins": "multiply"},
+    "norms only": {"include": "*norm*"},
+    "weights only": {"include": "*.weight", "rank": 1},
+}
+
+
+class Target(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.enter, self.norm = nn.Linear(WIDTH, 16), nn.GroupNorm(4, 16)
+        self.leave = nn.Linear(16, OUT, bias=False)
+
+    def forward(self, inputs):
+        return self.leave(torch.relu(self.norm(self.enter(inputs))))
+
+
+def model_of(kind="added", **more):
+    torch.manual_seed(0)
+    target = Target()
+    settings = dict(KINDS[kind])
+    spec = ParamSpec.of(target, settings.pop("include", "*"), **settings)
+    return Conditioned(target, MLPGenerator(CODE, spec, (12,), unit=True), **more)
+
+
+@pytest.fixture
+def conditions():
+    return torch.randn(CONDITIONS, CODE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def inputs():
+    return torch.randn(CONDITIONS, MEMBERS, WIDTH, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_ways_of_applying_agree_with_a_plain_copy(kind, conditions, inputs):
+    model = model_of(kind)
+    together = model(inputs, model.weights(conditions))
+    for place in range(CONDITIONS):
+        plain = model.freeze(conditions[place])
+        assert not any(isinstance(part, FactoredLinear) for part in plain.modules())
+        # Batched and single products differ in the order they add up: 1e-5 of values about 1.
+        torch.testing.assert_close(together[place], plain(inputs[place]), rtol=1e-4, atol=1e-5)
+        alone = model(inputs[place], model.weights(conditions[place : place + 1]))
+        torch.testing.assert_close(alone, plain(inputs[place]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_in_any_order_give_what_their_condition_gives(kind, conditions, inputs):
+    model = model_of(kind)
+    weights = model.weights(conditions)
+    expected = model(inputs, weights).flatten(0, 1)
+    order = torch.randperm(len(expected), generator=torch.Generator().manual_seed(3))
+    rows = torch.arange(CONDITIONS).repeat_interleave(MEMBERS)[order]
+    found = model(inputs.flatten(0, 1)[order], weights, rows)
+    torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)
+
+
+def test_conditions_without_rows_are_left_out_and_cost_no_order():
+    model = model_of()
+    codes, inputs = torch.randn(CONDITIONS, CODE), torch.randn(5, WIDTH)
+    rows = torch.tensor([3, 1, 3, 3, 1])
+    found = model(inputs, model.weights(codes), rows)
+    for place in (1, 3):
+        expected = model(inputs[rows == place], model.weights(codes[place : place + 1]))
+        torch.testing.assert_close(found[rows == place], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_plain_copy_has_the_names_of_the_module_it_was_made_of(conditions):
+    names = {kind: list(model_of(kind).freeze(conditions[0]).state_dict()) for kind in KINDS}
+    assert all(found == list(Target().state_dict()) for found in names.values())
+    Target().load_state_dict(model_of("factors").freeze(conditions[0]).state_dict())
+
+
+def test_a_plain_copy_leaves_the_model_as_it_was(conditions, inputs):
+    model = model_of("factors")
+    before = copy.deepcopy(model.state_dict())
+    model.freeze(conditions[0])
+    assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
+
+
+def test_one_weight_by_hand():
+    """w = 2, x = 3, g = 0.5: replaced 0.5 x 3 = 1.5, added 2.5 x 3 = 7.5, multiplied 2 x 1.5 x 3 = 9."""
+    for joins, expected in (("replace", 1.5), ("add", 7.5), ("multiply", 9.0)):
+        target = nn.Sequential(nn.Linear(1, 1, bias=False))
+        nn.init.constant_(target[0].weight, 2.0)
+        table = Table(1, ParamSpec.of(target, joins=joins, gain=1.0))
+        nn.init.constant_(table.head.weight, 0.5)
+        model = Conditioned(target, table)
+        assert model(torch.tensor([[3.0]]), model.weights(torch.tensor([0]))).item() == expected
+
+
+def test_factors_are_added_without_their_product():
+    """x = (1, 2), down = (1, 1)^T, up = (1, -1), W = identity: y = x + 3 (1, -1) = (4, -1)."""
+    target = nn.Sequential(nn.Linear(2, 2, bias=False))
+    nn.init.eye_(target[0].weight)
+    spec = ParamSpec.of(target, rank=1, gain=1.0)
+    table = Table(1, ParamSpec(spec.slots, scaled=False))
+    table.head.weight.data = torch.tensor([[1.0, 1.0, 1.0, -1.0]])
+    model = Conditioned(target, table)
+    assert model(torch.tensor([[1.0, 2.0]]), model.weights(torch.tensor([0]))).tolist() == [[4.0, -1.0]]
+
+
+def test_the_generator_starts_every_coefficient_at_unit_variance_whatever_the_width():
+    for hidden in ((8,), (256,)):
+        torch.manual_seed(0)
+        spec = ParamSpec.of(nn.Linear(64, 64), joins="replace", gain=1.0)
+        made = MLPGenerator(16, spec, hidden, unit=True)(torch.randn(64, 16))
+        # Weights of fan-in 64 and gain 1: standard deviation 1/8; 64 x 4,096 draws of few degrees of freedom.
+        assert made.tensors["weight"].std().item() == pytest.approx(1 / 8, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_the_generator_and_what_is_learned_of_the_target(kind, conditions, inputs):
+    model = model_of(kind)
+    model(inputs, model.weights(conditions)).square().sum().backward()
+    assert all(one.grad.abs().sum() > 0 for one in model.generator.parameters())
+    for name, one in model.target.named_parameters():
+        assert (one.grad is None) == (kind == "replaced"), name
+
+
+def test_a_base_that_is_not_learned_gets_no_gradient(conditions, inputs):
+    model = model_of(learn_base=False)
+    model(inputs, model.weights(conditions)).sum().backward()
+    assert all(one.grad is None for one in model.target.parameters())
+
+
+def test_a_failing_call_leaves_nothing_behind(conditions, inputs):
+    model = model_of("factors")
+    before = model.target(inputs[0])
+    with pytest.raises(RuntimeError):
+        model(inputs[:, :, :3], model.weights(conditions))
+    assert torch.equal(model.target(inputs[0]), before)
+
+
+def test_a_pattern_that_matches_nothing_lists_what_there_is():
+    with pytest.raises(ValueError, match=r"named like '\*\.wieght'; there are: enter\.weight, enter\.bias"):
+        ParamSpec.of(Target(), ["*.bias", "*.wieght"])
+
+
+def test_shared_parameters_are_refused_by_both_names():
+    target = Target()
+    target.again = target.leave
+    with pytest.raises(ValueError, match=r"leave\.weight is shared with again\.weight"):
+        ParamSpec.of(target)
+    assert [slot.name for slot in ParamSpec.of(target, "norm.*").slots] == ["norm.weight", "norm.bias"]
+
+
+def test_integers_and_nameless_factors_are_refused():
+    target = nn.Module()
+    target.count = nn.Parameter(torch.tensor([1, 2]), requires_grad=False)
+    with pytest.raises(ValueError, match=r"count holds torch\.int64"):
+        ParamSpec.of(target)
+    with pytest.raises(ValueError, match="wrap it"):
+        ParamSpec.of(nn.Linear(4, 4), rank=2)
+    with pytest.raises(ValueError, match="joins='add'"):
+        ParamSpec.of(Target(), rank=2, joins="multiply")
+
+
+def test_a_generator_for_another_module_is_refused():
+    generator = MLPGenerator(CODE, ParamSpec.of(Target()), (12,))
+    with pytest.raises(ValueError, match=r"enter\.weight .* no such parameter"):
+        Conditioned(nn.Linear(WIDTH, 16), generator)
+    other = Target()
+    other.leave = nn.Linear(16, OUT + 1, bias=False)
+    with pytest.raises(ValueError, match=r"leave\.weight of shape \(3, 16\).*there it is \(4, 16\)"):
+        Conditioned(other, generator)
+
+
+def test_conditions_of_another_width_and_numbers_that_are_none_are_said(conditions):
+    model = model_of()
+    with pytest.raises(ValueError, match="width 5, got 4"):
+        model.weights(conditions[:, :4])
+    with torch.no_grad():
+        model.generator.head.bias[7] = math.nan
+    with pytest.raises(RunError, match=r"NaN or infinity for enter\.weight"):
+        model.weights(conditions)
+
+
+def test_inputs_that_fit_no_number_of_conditions_are_said(conditions, inputs):
+    model = model_of()
+    weights = model.weights(conditions)
+    with pytest.raises(ValueError, match=r"4 conditions need inputs of shape \[4, M"):
+        model(inputs[:3], weights)
+    with pytest.raises(ValueError, match="conditions up to 4"):
+        model(inputs[0], weights, torch.full((MEMBERS,), 4))
+
+
+def test_running_statistics_under_several_conditions_are_refused_by_name(conditions):
+    target = nn.Sequential(nn.Linear(WIDTH, 16), nn.BatchNorm1d(16))
+    model = Conditioned(target, MLPGenerator(CODE, ParamSpec.of(target), (12,)))
+    weights, inputs = model.weights(conditions), torch.randn(CONDITIONS, MEMBERS, WIDTH)
+    with pytest.raises(ValueError, match="1 is BatchNorm1d in training mode"):
+        model(inputs, weights)
+    assert model(inputs[0], model.weights(conditions[:1])).shape == (MEMBERS, 16)
+    assert model.eval()(inputs, weights).shape == (CONDITIONS, MEMBERS, 16)
+
+
+def test_a_misspelt_name_would_be_ignored_by_torch_and_is_why_names_are_checked():
+    layer, inputs = nn.Linear(2, 2), torch.ones(1, 2)
+    assert torch.equal(functional_call(layer, {"wieght": torch.zeros(2, 2)}, (inputs,)), layer(inputs))
+
+
+def test_health_tells_a_silent_generator_and_one_whose_weights_reach_no_output(conditions, inputs):
+    model = model_of()
+    assert model.health(conditions, inputs[0]).verdict == "the generator did not train"
+    with torch.no_grad():
+        model.generator.head.weight += 0.1 * torch.randn_like(model.generator.head.weight)
+    assert model.health(conditions, inputs[0]).verdict == "sound"
+    nn.init.zeros_(model.target.leave.weight)
+    model.spec = ParamSpec(tuple(slot for slot in model.spec.slots if slot.name != "leave.weight"))
+    assert "do not move the output" in model.health(conditions, inputs[0]).verdict
+
+
+def test_a_fixed_projection_trains_nothing_and_repeats_by_its_seed():
+    spec = ParamSpec.of(Target(), joins="replace")
+    one, two, other = (RandomProjection(CODE, spec, seed) for seed in (0, 0, 1))
+    code = torch.randn(1, CODE)
+    assert not list(one.parameters())
+    assert one.cost()["generator_parameters"] == 0
+    name = "enter.weight"
+    assert torch.equal(one(code).tensors[name], two(code).tensors[name])
+    assert not torch.equal(one(code).tensors[name], other(code).tensors[name])
