@@ -1,6 +1,7 @@
 """Hyper-Align: equations by hand on made features, and what every way to connect a zoo has to keep."""
 
 import math
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 from workbench.config import recipe_names
 from workbench.errors import RecipeError, RunError
 from workbench.evaluation.retrieval import recall_values, retrieval_ranks
+from workbench.features import Features
 from workbench.flops import count_flops
 from workbench.geometry.closed_form import LinearMap
 from workbench.hypernetworks.connectors import ConnectorBank, ConnectorGenerator
@@ -28,7 +30,7 @@ from workbench.papers.hyper_align import (
     training_flops,
 )
 from workbench.papers.hyper_align_comparison import connect
-from workbench.papers.hyper_align_search import Hub, selection_score
+from workbench.papers.hyper_align_search import Hub, Sketch, screen, selection_score
 from workbench.papers.hyper_align_settings import AlignModelSettings, HyperAlignRecipe
 from workbench.training import Training, fit, seed_everything
 from workbench.zoo import Zoo
@@ -454,7 +456,7 @@ def test_kept_connectors_are_those_of_the_mean_over_all_training_features(task, 
 
 
 def test_cross_covariances_are_numpys_over_every_caption(task, zoo):
-    found = cross_covariances(task("ridge"), "clear")
+    found = cross_covariances(task("ridge"), "clear", tuple(IMAGES))
     train = zoo.splits["train"]
     texts = zoo.texts["clear"].unit(zoo.choices[train].flatten()).double().numpy()
     for name in IMAGES:
@@ -574,6 +576,90 @@ def test_a_larger_share_and_more_rounds_train_more(graded, task):
     assert [(entry["epochs"], entry["pairs"]) for entry in rounds] == [(0, 8), (1, 4), (1, 2), (2, 1)]
     # Pairs of both text encoders go on; each round trains its own pairs and no others.
     assert outcome.parameters == (4 + 2 + 1) * 15 * 16
+
+
+def test_a_sketch_adds_numbers_up_and_leads_maps_back():
+    sketch = Sketch(torch.tensor([0, 1, 0]), torch.tensor([0.6, 1.0, -0.8]))
+    # 0.6 * 1 - 0.8 * 3 = -1.8 and 1 * 2 = 2
+    torch.testing.assert_close(sketch.narrow(torch.tensor([[1.0, 2.0, 3.0]])), torch.tensor([[-1.8, 2.0]]))
+    lifted = sketch.lift(LinearMap(torch.tensor([[10.0, 20.0]]), torch.tensor([1.0, 2.0])))
+    torch.testing.assert_close(lifted.weight, torch.tensor([[6.0, 20.0, -8.0]]))
+    torch.testing.assert_close(lifted.bias, torch.tensor([0.6, 2.0, -0.8]))
+
+
+@pytest.mark.parametrize(("wide", "width"), [(40, 8), (41, 8), (9, 9)])
+def test_a_drawn_sketch_is_an_orthonormal_projection_of_equal_sums(wide, width):
+    sketch = Sketch.draw(wide, width, seed=1)
+    projection = sketch.narrow(torch.eye(wide))
+    torch.testing.assert_close(projection.T @ projection, torch.eye(width), **ROUNDING)
+    assert set(sketch.place.bincount().tolist()) <= {wide // width, wide // width + 1}
+    rows, known = torch.randn(5, wide), LinearMap(torch.randn(3, width), torch.randn(width))
+    texts = torch.randn(4, 3)
+    lifted = sketch.lift(known)(texts)
+    torch.testing.assert_close(lifted @ rows.T, known(texts) @ sketch.narrow(rows).T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lifted.norm(dim=1), known(texts).norm(dim=1), **ROUNDING)
+    assert torch.equal(Sketch.draw(wide, width, seed=1).share, sketch.share)
+    assert not torch.equal(Sketch.draw(wide, width, seed=2).place, sketch.place)
+
+
+@pytest.fixture(scope="module")
+def wide(make_zoo):
+    """The encoders of known order again, but wide for what they tell; one is narrow."""
+    widths = {
+        "blurred": (96, 1.5),
+        "leaked": (96, 0.0),
+        "sharp": (96, 0.1),
+        "fair": (96, 0.7),
+        "poor": (10, 3.0),
+    }
+    texts = {"vague": (14, 0.8), "clear": (14, 0.1)}
+    return make_zoo(widths, texts, rows=(300, 100, 100), controls=frozenset({"leaked"}))
+
+
+def sketched_search(task, zoo, rate=1e-3, **more):
+    one = task("search", training_of(epochs=4, learning_rate=rate), zoo, **{"screen_width": 12, **more})
+    return one, run(one)
+
+
+def test_a_sketched_search_costs_less_and_still_chooses_among_all_pairs(wide, task):
+    _, outcome = sketched_search(task, wide)
+    _, whole = sketched_search(task, wide, screen_width=None, folder="whole")
+    assert outcome.flops < 0.8 * whole.flops
+    assert tuple(outcome.about["chosen"]) == BEST
+    assert set(outcome.pairs) == set(whole.pairs) == set(wide.pairs(controls=True))
+    assert [entry["pairs"] for entry in outcome.about["rounds"]] == [8, 2, 1]
+
+
+def test_a_pair_left_behind_by_a_sketched_search_scores_as_its_sketch(wide, task):
+    one, outcome = sketched_search(task, wide)
+    sketch, image = Sketch.draw(96, 12, one.seed), "blurred"
+    array = sketch.narrow(wide.images[image].unit(torch.arange(500))).numpy()
+    narrow = replace(wide, images=wide.images | {image: Features(image, array, "rows")})
+    closed = run(task("connector", zoo=narrow, folder="narrow"))
+    rows = wide.splits["test"]
+    for text in TEXTS:
+        texts = wide.texts[text].unit(wide.choices[rows, 0])
+        found = outcome.pairs[text, image].of_text(texts) @ wide.images[image].unit(rows).T
+        expected = closed.pairs[text, image].of_text(texts) @ torch.from_numpy(array[rows]).T
+        torch.testing.assert_close(found / found.norm(), expected / expected.norm(), rtol=0, atol=1e-4)
+
+
+def test_pairs_that_go_on_from_a_sketched_screen_start_at_their_full_width(wide, task):
+    _, outcome = sketched_search(task, wide, rate=1e-30)
+    closed = asked(run(task("connector", zoo=wide, folder="closed")), wide)
+    found = asked(outcome, wide)
+    at_full_width = {pair for pair in closed if torch.allclose(found[pair], closed[pair], atol=1e-4)}
+    # The two of the eight that went on, and the encoder that is too narrow to be sketched.
+    assert at_full_width > {BEST, ("clear", "poor"), ("vague", "poor")}
+    assert len(at_full_width) == 4
+
+
+def test_features_no_wider_than_a_sketch_are_screened_as_they_are(graded, task):
+    (starts, flops), (expected, whole) = (
+        screen(task("search", zoo=graded, screen_width=width, folder=f"{width}")) for width in (16, None)
+    )
+    assert flops == whole
+    assert all(torch.equal(starts[pair].weight, one.weight) for pair, one in expected.items())
 
 
 def test_the_score_of_selection_is_r_at_10_of_first_captions_on_valid(task, zoo):
@@ -719,6 +805,8 @@ def recipe_of(**changes) -> HyperAlignRecipe:
             {"kind": "direct", "encoders_per_step": 2},
             "encoders_per_step goes with kind hyper_align, not direct",
         ),
+        ({"kind": "ape", "screen_width": 8}, "screen_width goes with kind search, not ape"),
+        ({"kind": "search", "screen_width": 0}, "screen_width"),
         ({"kind": "cca", "keep_weights": True}, "keep_weights goes with kind .*, not cca"),
         (
             {"kind": "ape", "keep_weights": True, "centre": True},
@@ -807,6 +895,16 @@ def test_the_posters_recipe_is_the_posters():
     }
     assert not any(one.comparable for one in recipe.published)
     assert all(one.source and one.table for one in recipe.published)
+
+
+@pytest.mark.parametrize("name", ["hyper_align_scenes", "hyper_align_flickr8k", "hyper_align_emoji"])
+def test_connectors_with_a_hidden_layer_stand_beside_linear_ones(name):
+    models = {model.name: model for model in load_recipe(name).models}
+    hidden, linear = models["direct_mlp"], models["direct"]
+    assert (hidden.kind, hidden.against, linear.connector_hidden) == ("direct", "direct", None)
+    assert hidden.connector_hidden
+    assert hidden.training.epochs == linear.training.epochs
+    assert hidden.training.batch_size == linear.training.batch_size
 
 
 def test_the_paper_is_cited():

@@ -14,6 +14,8 @@ BENCHES = {  # name -> modules with rows(device)
     "hyper_clip": ("hyper_clip",),
     "hyper_align": ("hyper_align",),
     "hyper_align_memory": ("hyper_align_memory",),  # minutes
+    "apps": ("apps",),  # minutes
+    "families": ("families",),
 }
 
 

@@ -26,8 +26,9 @@ Source: Hyper-Align, the workshop poster and its authors' research code; its suc
 of the last batch), one hypernetwork emits every width and each encoder uses its own first columns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -320,23 +321,21 @@ def hyper_align(task: Task) -> Outcome:
     return Outcome(pairs, flops, parameters, histories[0], {"cost": cost})
 
 
-def cross_covariances(task: Task, text: str) -> dict[str, Float[Tensor, "X Z"]]:
-    """Return the cross-covariance of a text encoder with every image encoder, in one pass over the rows.
+def cross_covariances(task: Task, text: str, images: Sequence[str]) -> dict[str, Float[Tensor, "X Z"]]:
+    """Return the cross-covariance of a text encoder with some image encoders, in one pass over the rows.
 
     An image's captions are averaged first: each goes with the same image, so the sums are the same.
     """
-    zoo, texts = task.zoo, task.zoo.texts[text]
-    captions = zoo.choices[task.rows]
-    totals = {
-        name: torch.zeros(texts.width, one.width, dtype=torch.double) for name, one in zoo.images.items()
-    }
+    texts, captions = task.zoo.texts[text], task.zoo.choices[task.rows]
+    known = {name: task.zoo.images[name] for name in images}
+    totals = {name: torch.zeros(texts.width, one.width, dtype=torch.double) for name, one in known.items()}
     for own, rows in zip(captions.split(4096), task.rows.split(4096), strict=True):
         mean = texts.unit(own.flatten()).view(*own.shape, -1).mean(1)
-        for name, one in zoo.images.items():
+        for name, one in known.items():
             totals[name] += (mean.T @ one.unit(rows)).double()
     middle = texts.moments(captions.flatten()).mean
     return {
-        name: total / len(task.rows) - torch.outer(middle, zoo.images[name].moments(task.rows).mean)
+        name: total / len(task.rows) - torch.outer(middle, known[name].moments(task.rows).mean)
         for name, total in totals.items()
     }
 
@@ -344,11 +343,14 @@ def cross_covariances(task: Task, text: str) -> dict[str, Float[Tensor, "X Z"]]:
 Solved = dict[Pair, LinearMap | Canonical]
 
 
-def solve_all(task: Task, kind: str) -> tuple[Solved, int]:
-    """Equation (5) for every pair, and what it cost; moments and factors are computed once per encoder."""
+def solve_all(task: Task, kind: str, pairs: Iterable[Pair] | None = None) -> tuple[Solved, int]:
+    """Equation (5) for some pairs or all, and what it cost; moments and factors once per encoder."""
     zoo, model = task.zoo, task.model
-    texts = {name: zoo.texts[name].moments(zoo.choices[task.rows].flatten()) for name in task.texts}
-    images = {name: one.moments(task.rows) for name, one in zoo.images.items()}
+    wanted: dict[str, list[str]] = {}
+    for text, image in product(task.texts, zoo.images) if pairs is None else pairs:
+        wanted.setdefault(text, []).append(image)
+    texts = {name: zoo.texts[name].moments(zoo.choices[task.rows].flatten()) for name in wanted}
+    images = {name: zoo.images[name].moments(task.rows) for own in wanted.values() for name in own}
     # What the moments cost, 2 R D^2 each: counted by formula, since the store may have them already.
     flops = sum(2 * one.count * len(one.mean) ** 2 for one in (*texts.values(), *images.values()))
 
@@ -358,7 +360,7 @@ def solve_all(task: Task, kind: str) -> tuple[Solved, int]:
         of_image = {name: factor(one, model.strengths[1]) for name, one in images.items() if whitens}
         for text, one in texts.items():
             of_text = factor(one, model.strengths[0]) if whitens else None
-            for name, cross in cross_covariances(task, text).items():
+            for name, cross in cross_covariances(task, text, wanted[text]).items():
                 known = one, images[name], cross
                 if kind == "ridge":
                     found[text, name] = ridge(*known, model.strength)
@@ -385,9 +387,9 @@ def closed_form(task: Task, kind: str) -> Outcome:
     return Outcome(pairs, flops, parameters, [], {})
 
 
-def closed_starts(task: Task) -> tuple[dict[Pair, LinearMap], int]:
-    """Return the closed-form connector of every pair, its scale set for training, and what all cost."""
-    solved, flops = solve_all(task, "connector")
+def closed_starts(task: Task, pairs: Iterable[Pair] | None = None) -> tuple[dict[Pair, LinearMap], int]:
+    """Return the closed-form connectors of some pairs or all, scaled for training, and what they cost."""
+    solved, flops = solve_all(task, "connector", pairs)
     starts = {}
     for (text, image), one in solved.items():
         some = task.zoo.texts[text].unit(task.zoo.choices[task.rows[:1024], 0])

@@ -55,6 +55,9 @@ class AlignModelSettings(Settings):
     rounds: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         default=(1, 2), description="epochs of each round of search"
     )
+    screen_width: int | None = Field(
+        default=None, gt=0, description="image features wider than this are sketched for the screen (search)"
+    )
     hub_width: int = Field(default=128, gt=0)
     centre: bool = Field(
         default=False,
@@ -79,6 +82,7 @@ class AlignModelSettings(Settings):
             ("warm_start", separate),
             ("centre", (*separate, "hyper_align")),
             ("encoders_per_step", ("hyper_align",)),
+            ("screen_width", ("search",)),
             ("keep_weights", linear),
         ):
             if getattr(self, key) and self.kind not in kinds:

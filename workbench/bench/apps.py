@@ -1,0 +1,160 @@
+"""The dashboards: how soon a changed condition is ready, many people at once, and memory after they leave.
+
+"Reference" is the bar: seconds that may pass in the 95th percentile, and memory that a closed page may keep.
+What is timed is the server's part, from a new condition to a figure and a table ready to be sent, with a
+model that pools tokens, the slowest kind. Sentences are the bundled ones repeated: each is encoded once, and
+every copy is moved.
+"""
+
+import gc
+import os
+import socket
+import statistics
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from workbench.bench.timing import laid_out
+from workbench.datasets.bundled import sentences
+from workbench.moved import ConditionedTexts
+from workbench.runs import run_recipe
+from workbench.session import Session
+from workbench.view_state import ConditionsState
+from workbench.views.conditions import ConditionsView
+from workbench.views.live import POOL
+from workbench.views.tables import fill
+
+RECIPE, MODEL = "hyper_cl_bundled_tiny", "hyper_query_k16"
+SIZES = {2_000: 0.3, 20_000: 1.0}  # sentences -> bar in seconds
+CHANGES = 40  # conditions typed one after another
+PEOPLE, PEOPLE_BAR = 20, 2.0
+EACH = 5  # conditions that each of them types
+PAGES, WARM, PAGE_BAR = 200, 40, 50.0  # opened and closed; not counted at the start; kB a page
+PAGE_SECONDS = 1.0  # a page is opened this often, so that what is kept shows and not what waits to be cleared
+
+
+def rows(device: str) -> list[dict[str, Any]]:
+    """Measure latency and memory; the device is not used, dashboards run where the server runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        run_recipe(RECIPE, out=out)
+        session, typed = Session(out), (f"The colour of thing number {number}." for number in count())
+        found = [
+            *(_alone(session, size, bar, typed) for size, bar in SIZES.items()),
+            *(_together(session, size, typed) for size in (320, 2_000)),
+            _soak(out),
+        ]
+        gc.collect()
+        return found
+
+
+def _view(session: Session, size: int) -> ConditionsView:
+    """Open the view over bundled sentences, repeated up to a number."""
+    bundled = sentences()
+    repeated = pl.concat([bundled] * -(-size // bundled.height)).head(size)
+    view = ConditionsView(session, ConditionsState(model=MODEL, attribute="colour"))
+    model = session.texts_of("", MODEL).model
+    view.look_at(ConditionedTexts(model, repeated))
+    return view
+
+
+def _change(view: ConditionsView, condition: str) -> float:
+    """Type a condition; return the seconds until map and table are ready to be sent."""
+    began = time.perf_counter()
+    shown = view.compute(view.state().model_copy(update={"condition": condition}))
+    view.figure(shown.moved).to_json()
+    fill(view.table, view.rows(shown))
+    return time.perf_counter() - began
+
+
+def _p95(seconds: list[float]) -> float:
+    return statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+
+
+def _alone(session: Session, size: int, bar: float, typed: Iterator[str]) -> dict[str, Any]:
+    """Time one person's changes."""
+    view = _view(session, size)
+    for _ in range(3):
+        _change(view, next(typed))
+    seconds = [_change(view, next(typed)) for _ in range(CHANGES)]
+    median = statistics.median(seconds)
+    name = f"changed condition, {size:,} sentences, 95th percentile (median {median:.3f} s)"
+    return laid_out(name, _p95(seconds), bar, 0.0, 0.0)
+
+
+def _together(session: Session, size: int, typed: Iterator[str]) -> dict[str, Any]:
+    """Time people who type all at once, each the next condition as soon as the last is there."""
+    views = [_view(session, size) for _ in range(PEOPLE)]
+    asked = {view: [next(typed) for _ in range(EACH)] for view in views}
+    seconds: list[float] = []
+
+    def person(view: ConditionsView) -> None:
+        for condition in asked[view]:
+            began = time.perf_counter()
+            POOL.submit(_change, view, condition).result()
+            seconds.append(time.perf_counter() - began)
+
+    people = [threading.Thread(target=person, args=(view,)) for view in views]
+    for one in people:
+        one.start()
+    for one in people:
+        one.join()
+    name = f"{PEOPLE} people without a pause, {size:,} sentences each, 95th percentile"
+    return laid_out(name, _p95(seconds), PEOPLE_BAR, 0.0, 0.0)
+
+
+def _soak(out: Path) -> dict[str, Any]:
+    """Open and leave pages of a real server; return the slope of its memory."""
+    import panel as pn
+    import psutil
+
+    from workbench.views.serving import app_paths
+
+    os.environ["WORKBENCH_OUT"] = str(out)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = pn.serve(
+        app_paths(), port=port, address="127.0.0.1", threaded=True, show=False,
+        unused_session_lifetime_milliseconds=500, check_unused_sessions_milliseconds=250,
+    )  # fmt: skip
+    process, memory, began = psutil.Process(), [], time.perf_counter()
+    try:
+        for page in range(PAGES):
+            due = began + page * PAGE_SECONDS
+            _open(f"http://127.0.0.1:{port}/conditions")
+            gc.collect()
+            memory.append(process.memory_info().rss / 1000)
+            time.sleep(max(0.0, due + PAGE_SECONDS - time.perf_counter()))
+    finally:
+        server.stop()
+    slope = float(np.polyfit(np.arange(PAGES - WARM), memory[WARM:], 1)[0])
+    taken = (time.perf_counter() - began) / PAGES
+    name = f"{PAGES} pages opened and left: {slope:+.1f} kB a page (bar {PAGE_BAR:.0f})"
+    return {
+        **laid_out(name, taken, taken, slope / 1024, PAGE_BAR / 1024),
+        "ratio": PAGE_BAR / max(slope, 1e-9),
+    }
+
+
+def _open(url: str) -> None:
+    """Ask for a page until the server listens."""
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                answer.read()
+            return
+        except ConnectionError:
+            time.sleep(0.1)
+        except urllib.error.URLError as problem:
+            if not isinstance(problem.reason, ConnectionError):
+                raise
+            time.sleep(0.1)
