@@ -87,6 +87,14 @@ def tiny_zoo_run(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
+def tiny_family_run(tmp_path_factory: pytest.TempPathFactory):
+    """One finished run of the tiny recipe of a family, made once by the real code."""
+    from workbench.runs import run_recipe
+
+    return run_recipe("family_aspect_tiny", out=tmp_path_factory.mktemp("family-reports"))
+
+
+@pytest.fixture(scope="session")
 def word_store():
     """An embedding store without an encoder: a text is the sum of its words, each a random direction."""
     from functools import cache

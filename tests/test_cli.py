@@ -111,7 +111,7 @@ def command(*arguments, limit=None):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "absent"], "no recipe named 'absent'; there are: hyper_align_emoji, "),
+        (["run", "absent"], "no recipe named 'absent'; there are: family_approaches, "),
         (["run", "../x"], "no recipe named '../x'"),
         (["run", "absent.yaml"], "cannot read absent.yaml"),
         (["run", "hyper_cl_bundled_tiny", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
@@ -124,7 +124,10 @@ def command(*arguments, limit=None):
         ),
         (["run", "hyper_cl_csts"], "csts is not shipped with the workbench; give your own copy with --data"),
         (["run", "hyper_cl_e2e"], "data set e2e-cond is not on this machine (searched: "),
-        (["reproduce", "--set", "all"], "no set named 'all'; there are: embedded, tiny, benchmark, paper"),
+        (
+            ["reproduce", "--set", "all"],
+            "no set named 'all'; there are: embedded, families, tiny, benchmark, paper",
+        ),
         (["reproduce", "absent"], "no recipe named 'absent'"),
         (["data", "show", "absent"], "no manifest named 'absent'; there are: "),
         (["data", "verify", "absent"], "no manifest named 'absent'"),

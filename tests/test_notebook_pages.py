@@ -8,15 +8,20 @@ from workbench.papers import load_recipe
 pytestmark = pytest.mark.notebook
 
 
-GRAPHS, IMAGES, ZOOS = ("11_hyper_cl_kg",), ("20_hyper_clip", "40_fairness"), ("30_hyper_align",)
+GRAPHS = ("11_hyper_cl_kg",)
+RUNS = {
+    "20_hyper_clip": "tiny_image_run",
+    "40_fairness": "tiny_image_run",
+    "30_hyper_align": "tiny_zoo_run",
+    "51_families": "tiny_family_run",
+}
 
 
 @pytest.mark.parametrize("name", notebook_names())
 def test_every_notebook_runs_top_to_bottom_on_the_tiny_recipe_and_its_page_needs_no_network(
     name, request, prepared
 ):
-    kind = "tiny_image_run" if name in IMAGES else "tiny_zoo_run" if name in ZOOS else "tiny_run"
-    run = request.getfixturevalue(kind)
+    run = request.getfixturevalue(RUNS.get(name, "tiny_run"))
     out, recipe = run.folder.parent.parent, run.recipe["name"]
     if name in GRAPHS:
         recipe = "hyper_cl_wn18rr_tiny"

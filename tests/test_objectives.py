@@ -17,6 +17,8 @@ from workbench.objectives import (
     same_condition_contrastive,
     sigmoid_contrastive,
     similarity_mse,
+    triplet_margin,
+    triplet_ratio,
 )
 
 # Deadlines would measure the machine, not the code; the database would write into the checkout.
@@ -221,6 +223,161 @@ def test_a_match_of_another_shape_is_refused():
         sigmoid_contrastive(
             units(2, 0), units(3, 1), torch.eye(2, dtype=torch.bool), number(1.0), number(0.0)
         )
+
+
+@quick
+@given(images=st.integers(1, 9), texts=st.integers(1, 9), chunk=st.integers(1, 4), seed=st.integers(0, 10**6))
+def test_chunks_of_the_batch_add_up_to_the_whole_in_value_and_gradients(images, texts, chunk, seed):
+    draw = torch.Generator().manual_seed(seed)
+    match = torch.rand(images, texts, generator=draw) < 0.4
+
+    def inputs() -> list[torch.Tensor]:
+        found = [units(images, seed), units(texts, seed + 1), number(7.0), number(-2.0)]
+        return [tensor.requires_grad_() for tensor in found]
+
+    whole, chunked = inputs(), inputs()
+    sigmoid_contrastive(*whole[:2], match, *whole[2:]).backward()
+    x, y, scale, bias = chunked
+    total = 0.0
+    # No softmax joins the pairs: a block needs nothing of the others, and only one is held at a time.
+    for rows in torch.arange(images).split(chunk):
+        for columns in torch.arange(texts).split(chunk):
+            part = sigmoid_contrastive(x[rows], y[columns], match[rows][:, columns], scale, bias)
+            (part * len(rows) / images).backward()
+            total += part.item() * len(rows) / images
+    expected = sigmoid_contrastive(
+        *(tensor.detach() for tensor in whole[:2]), match, number(7.0), number(-2.0)
+    )
+    assert total == pytest.approx(float(expected), rel=1e-9)
+    for one, other in zip(chunked, whole, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-9)
+
+
+def trained_recall(objective: str, batch: int, seed: int, epochs: int = 10) -> float:
+    """Recall at 1 among 500 unseen pairs of two linear towers over noisy views of one content."""
+    draw = torch.Generator().manual_seed(seed)
+    content = torch.randn(1500, 12, generator=draw)
+    views = [
+        content @ torch.randn(12, 40, generator=draw) + 1.5 * torch.randn(1500, 40, generator=draw)
+        for _ in range(2)
+    ]
+    torch.manual_seed(seed)
+    towers = torch.nn.ModuleList(torch.nn.Linear(40, 12) for _ in range(2))
+    scale, bias = (torch.nn.Parameter(torch.tensor(start)) for start in (math.log(10), -math.log(batch - 1)))
+    optimiser = torch.optim.Adam([*towers.parameters(), scale, bias], 1e-2)
+    for _ in range(epochs):
+        for rows in torch.randperm(1000).split(batch):
+            one, other = (
+                functional.normalize(tower(view[rows]), dim=1)
+                for tower, view in zip(towers, views, strict=True)
+            )
+            if objective == "sigmoid":
+                match = torch.eye(len(rows), dtype=torch.bool)
+                loss = sigmoid_contrastive(one, other, match, scale.exp(), bias)
+            else:
+                loss = both_ways(one, other, scale.exp())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    with torch.no_grad():
+        one, other = (
+            functional.normalize(tower(view[1000:]), dim=1) for tower, view in zip(towers, views, strict=True)
+        )
+    return float(((one @ other.T).argmax(1) == torch.arange(500)).double().mean())
+
+
+def test_in_batches_of_32_the_sigmoid_term_ends_ahead_of_the_softmax():
+    # Only once trained long enough: after 10 passes, not 30, the softmax has 0.935 and the sigmoid 0.915.
+    sigmoid, softmax = (
+        sum(trained_recall(name, 32, seed, epochs=30) for seed in range(2)) / 2
+        for name in ("sigmoid", "softmax")
+    )
+    assert sigmoid >= softmax > 0.8  # chance is 0.002
+
+
+# --- triplets -----------------------------------------------------------------------------------------------
+
+
+def test_triplets_by_hand():
+    anchor = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    positive, negative = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    # Squared distances 2 and 0, then 0 and 4: max(0, 2 - 0 + 0.5) = 2.5 and max(0, 0 - 4 + 0.5) = 0.
+    assert float(triplet_margin(anchor, positive, negative)) == pytest.approx(1.25)
+    # Distances sqrt 2 and 0, then 0 and 2: the positive's shares are s(1.414) and s(-2), s the logistic.
+    shares = [1 / (1 + math.exp(-math.sqrt(2))), 1 / (1 + math.exp(2))]
+    assert float(triplet_ratio(anchor, positive, negative)) == pytest.approx(
+        sum(share**2 for share in shares) / 2, rel=1e-5
+    )
+
+
+@quick
+@given(rows=st.integers(1, 8), margin=st.floats(0.01, 4), seed=st.integers(0, 10**6))
+def test_the_hinge_is_torchs_triplet_loss_with_squared_distances(rows, margin, seed):
+    sides = [units(rows, seed + place) for place in range(3)]
+    expected = functional.triplet_margin_with_distance_loss(
+        *sides, distance_function=lambda one, other: (one - other).square().sum(-1), margin=margin
+    )
+    value = triplet_margin(*sides, margin)
+    torch.testing.assert_close(value, expected)
+    # On the unit sphere: 2 (cos(a, n) - cos(a, p)) + m.
+    anchor, positive, negative = sides
+    cosines = 2 * ((anchor * negative).sum(1) - (anchor * positive).sum(1)) + margin
+    torch.testing.assert_close(value, cosines.clamp(min=0).mean())
+    assert 0 <= float(triplet_ratio(*sides)) <= 1
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_equal_inputs_give_the_margin_a_quarter_and_finite_gradients(margin):
+    sides = [units(3, 0).requires_grad_() for _ in range(3)]
+    hinge, ratio = triplet_margin(*sides, margin), triplet_ratio(*sides)
+    assert hinge.item() == pytest.approx(margin)
+    assert ratio.item() == pytest.approx(0.25)
+    (hinge + ratio).backward()
+    assert all(torch.isfinite(side.grad).all() for side in sides)
+
+
+def aspect_accuracy(objective: str, steps: int = 250) -> float:
+    """Accuracy on held-out values of the aspect family, its matrix generated from the attribute's name."""
+    from workbench.families.aspect import AspectModel, AspectNet, episodes, prototypes
+
+    torch.manual_seed(0)
+    content = torch.randn(6, 40, 6), torch.linalg.qr(torch.randn(36, 36)).Q
+    net = AspectNet(AspectModel(name="name", kind="matrix", reads="name"))
+    optimiser, truth = torch.optim.Adam(net.parameters(), 3e-3), torch.arange(4).repeat_interleave(8)
+    draw = torch.Generator().manual_seed(0)
+
+    def embedded(held_out: bool, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        examples, questions, of = episodes(content, count, draw, held_out=held_out)
+        weights = net.embed.weights(net.conditions(examples, of))
+        found = functional.normalize(net.embed(torch.cat([examples, questions], 1), weights), dim=-1)
+        means = functional.normalize(prototypes(found[:, : examples.shape[1]]), dim=-1)
+        return found[:, examples.shape[1] :], means
+
+    for _ in range(steps):
+        questions, means = embedded(held_out=False, count=8)
+        cosine = questions @ means.mT
+        if objective == "softmax":
+            loss = functional.cross_entropy(10 * cosine.flatten(0, 1), truth.repeat(8))
+        else:
+            own = functional.one_hot(truth, 4).bool()
+            nearest = cosine.masked_fill(own, -2).argmax(-1)  # the hardest of the other classes
+            sides = means[:, truth], means.gather(1, nearest[..., None].expand_as(questions))
+            loss = {"margin": triplet_margin, "ratio": triplet_ratio}[objective](
+                questions.flatten(0, 1), *(side.flatten(0, 1) for side in sides)
+            )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        questions, means = embedded(held_out=True, count=200)
+        return float(((questions @ means.mT).argmax(-1) == truth).double().mean())
+
+
+def test_triplets_teach_which_aspect_matters_nearly_as_well_as_a_softmax_does():
+    softmax = aspect_accuracy("softmax")
+    assert softmax > 0.9  # chance is 0.25, a network that is told nothing reaches 0.55
+    assert aspect_accuracy("margin") >= 0.9 * softmax
+    assert aspect_accuracy("ratio") >= 0.9 * softmax
 
 
 # --- rows that belong together ------------------------------------------------------------------------------

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import polars as pl
 import pytest
@@ -6,6 +8,8 @@ from torch.nn.functional import normalize
 
 from workbench.errors import DataError, RunError
 from workbench.model import HyperCL
+from workbench.papers.hyper_cl import ConditionedHead
+from workbench.papers.hyper_cl_settings import ModelSettings
 from workbench.session import ConditionedTexts, Session
 
 FRAME = pl.DataFrame(
@@ -19,6 +23,12 @@ class TwoAxes(HyperCL):
 
     def __init__(self):
         self.asked = []
+
+    def apart(self):
+        return self
+
+    def prepare(self, texts, told=None):
+        return texts
 
     def encode(self, texts, condition, strength=1.0):
         self.asked.append((condition, strength))
@@ -83,3 +93,77 @@ def test_an_empty_condition_is_refused():
 def test_nothing_trained_says_how_to_start(tmp_path):
     with pytest.raises(RunError, match="workbench reproduce"):
         Session(tmp_path).run("", "hyper_cl")
+
+
+def test_clusters_find_the_kinds_under_the_condition(moved):
+    before, after = moved.clusters("kind").to_dicts()
+    assert after["value"] == 1.0  # two clusters, one for each kind
+    # Plain vectors tell four sizes apart: each of the two clusters holds whole sizes, 6 sentences each, and a
+    # size is of one kind. Two sizes of one kind together give 1, two of both kinds 1/2.
+    assert before["value"] in (0.5, 0.75, 1.0)
+    # Of 24 sentences in two clusters the commonest value of each is at least half.
+    assert 0.5 <= after["floor"] < 0.75
+
+
+@pytest.fixture(scope="module")
+def models(encoder, tmp_path_factory):
+    """A head that pools tokens and one on sentence vectors, untrained, over the real encoder."""
+    torch.manual_seed(0)
+    cache = tmp_path_factory.mktemp("store")
+    asked = {"pooled": {"pooling": "condition", "identity": True}, "whole": {"identity": False}}
+    return {
+        name: HyperCL(
+            ConditionedHead(ModelSettings(name=name, kind="hyper", rank=4, **more), 384, 384), encoder, cache
+        )
+        for name, more in asked.items()
+    }
+
+
+TEXTS = ["A red fox.", "Two small kites flew over the whole of the old city.", "Newts.", "Red, red, red."]
+
+
+@pytest.mark.parametrize("name", ["pooled", "whole"])
+def test_prepared_texts_are_embedded_as_a_plain_list_is(models, name):
+    model, counted = models[name], []
+    prepared = model.prepare(TEXTS, counted.append)
+    assert counted == [4]
+    mixed = {"The colour.": 0.5, "The size.": 0.5}
+    for condition, strength in (("The colour.", 1.0), (mixed, 1.5), ("x", 0.0)):
+        listed = model.encode(TEXTS, condition, strength)
+        torch.testing.assert_close(model.encode(prepared, condition, strength), listed, atol=1e-6, rtol=1e-5)
+
+
+def test_texts_given_to_a_model_apart_leave_no_trace(models):
+    model = models["pooled"]
+    model.encode(TEXTS, "The colour.")
+    files, known = sorted(model.store.folder.iterdir()), len(model.store._place)
+    other = model.apart()
+    texts = ["A private sentence.", *TEXTS]
+    found = other.encode(texts, "A private condition.")
+    assert sorted(model.store.folder.iterdir()) == files
+    assert len(model.store._place) == known
+    torch.testing.assert_close(found[1:], model.encode(TEXTS, "A private condition."), atol=1e-5, rtol=1e-4)
+
+
+def test_vectors_stand_for_texts_only_where_the_model_reads_vectors(models):
+    whole, frame = models["whole"], pl.DataFrame({"text": TEXTS, "kind": ["a", "b", "a", "b"]})
+    vectors = whole.store.embed(TEXTS)
+    brought = frame.hstack(pl.DataFrame({f"v{n}": vectors[:, n].numpy() * 3 for n in range(384)}))
+    with_vectors = ConditionedTexts(whole, brought)
+    assert with_vectors.frame.columns == ["text", "kind"]
+    after = ConditionedTexts(whole, frame).move("The colour.").after
+    torch.testing.assert_close(with_vectors.move("The colour.").after, after, atol=1e-6, rtol=1e-5)
+    with pytest.raises(DataError, match="pools the tokens"):
+        ConditionedTexts(models["pooled"], brought)
+    with pytest.raises(DataError, match="have 383 numbers, model whole reads 384"):
+        ConditionedTexts(whole, brought.drop("v383"))
+
+
+def test_many_threads_that_bring_texts_get_their_own_embeddings(models):
+    model = models["whole"].apart()
+    texts = [f"Sentence number {number}." for number in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda start: model.store.embed(texts[start::4]), range(4)))
+    again = models["whole"].apart().store
+    for start, embedded in enumerate(found):
+        torch.testing.assert_close(embedded, again.embed(texts[start::4]), atol=1e-5, rtol=1e-4)

@@ -156,15 +156,19 @@ def _changes(
 @app.command()
 def reproduce(
     recipes: Annotated[list[str] | None, typer.Argument(help="Recipe names; none for a whole set.")] = None,
-    which: Annotated[str, typer.Option("--set", help="embedded, tiny, benchmark or paper.")] = "embedded",
+    which: Annotated[
+        str, typer.Option("--set", help="embedded, families, tiny, benchmark, paper.")
+    ] = "embedded",
     device: Device = "cpu",
     out: Out = Path("reports"),
     notebooks: Annotated[bool, typer.Option(help="Also execute the notebooks of the recipes.")] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Recipes run at once; they share the cores.")] = 1,
 ) -> None:
     """Run a set of recipes and their notebooks and write the report; what is done already is reused."""
     from workbench.reproduce import reproduce_set
 
-    print(f"report: {reproduce_set(recipes or [], which, out=out, device=device, notebooks=notebooks)}")
+    settings = {"out": out, "device": device, "notebooks": notebooks, "jobs": jobs}
+    print(f"report: {reproduce_set(recipes or [], which, **settings)}")
 
 
 @app.command()
@@ -195,12 +199,18 @@ def robustness(
 def serve(
     out: Out = Path("reports"),
     port: Annotated[int, typer.Option(help="Of the pages; 0 takes a free one.")] = 5006,
-    address: Annotated[str, typer.Option(help="This machine's; others need a login.")] = "127.0.0.1",
+    address: Annotated[str, typer.Option(help="Others than this machine's need the next two.")] = "127.0.0.1",
+    origin: Annotated[
+        list[str] | None, typer.Option(help="HOST:PORT as in a reader's address bar; may be repeated.")
+    ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="Its first line is the password of the user workbench.")
+    ] = None,
 ) -> None:
     """Serve the dashboards over the finished runs of an output folder; the first page lists them."""
     from workbench.views.serving import serve_apps
 
-    serve_apps(out, port, address)
+    serve_apps(out, port, address, origin, password_file)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from workbench.errors import RecipeError
 from workbench.files import canonical_json, digest
@@ -47,13 +47,29 @@ class Published(Settings):
 
 
 class Bar(Settings):
-    """A value the project set itself, measured on the mean over seeds."""
+    """A value the project set itself, measured on the mean over seeds; one of the two limits."""
 
     model: str
     metric: str
     split: Literal["train", "valid", "test"]
     group: str = "all"
-    at_least: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Bar":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"bar of {self.model}: give one of at_least and at_most")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The limit in print."""
+        return f"<= {self.at_most:g}" if self.at_least is None else f">= {self.at_least:g}"
+
+    def met(self, value: float) -> bool:
+        """Tell whether a value holds the limit."""
+        return value <= self.at_most if self.at_least is None else value >= self.at_least
 
 
 class Recipe(Settings):
@@ -62,7 +78,7 @@ class Recipe(Settings):
     name: str = Field(pattern=f"^{_NAME.pattern}$", description="also names the run's folder")
     paper: str
     title: str
-    sets: tuple[Literal["embedded", "tiny", "benchmark", "paper"], ...] = ()
+    sets: tuple[Literal["embedded", "families", "tiny", "benchmark", "paper"], ...] = ()
     notebooks: tuple[str, ...] = ()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     published: tuple[Published, ...] = ()

@@ -29,6 +29,8 @@ FAMILY_COLOURS = {
     "closed form": "#009E73",
     "closed form, then a few pairs trained": "#CC79A7",
     "one map per encoder": "#56B4E9",
+    "generated weights": "#0072B2",
+    "control": "#E69F00",
 }
 _CONNECTIONS = {  # ways to connect a zoo
     "ape": "each pair trained alone",
@@ -84,6 +86,8 @@ def plain(text: str) -> str:
 
 def family(settings: dict[str, Any]) -> str:
     """Say which family a model of a table belongs to; decides its colour."""
+    if "role" in settings:
+        return settings["role"]
     if settings["kind"] in ("cosine", "prompt", "condition_only", "frequency", "chance"):
         return "no training"
     if settings["kind"] in _CONNECTIONS:
@@ -156,7 +160,7 @@ def models_figure(
         title=f"{split} split, {group}: {count} rows; dot: mean over seeds, bar: 95 % bootstrap",
         height=180 + 26 * means.height,
     )
-    figure.update_xaxes(title=METRIC_TITLES[metric])
+    figure.update_xaxes(title=METRIC_TITLES.get(metric, plain(metric)))
     figure.update_yaxes(categoryorder="array", categoryarray=means["model"].to_list())
     return figure
 
@@ -194,7 +198,7 @@ def groups_figure(
     figure.update_layout(
         **LAYOUT, title=f"{split} split by {column.replace('_', ' ')} (rows)", height=420, barmode="group"
     )
-    figure.update_yaxes(title=METRIC_TITLES[metric].split(" (")[0])
+    figure.update_yaxes(title=METRIC_TITLES.get(metric, plain(metric)).split(" (")[0])
     return figure
 
 
@@ -307,7 +311,7 @@ def intervals_figure(
         group: f"{plain(group)} ({count:,}{', too few' if count < smallest else ''})"
         for group, count in counts.items()
     }
-    panels = [(metric, METRIC_TITLES[metric])]
+    panels = [(metric, METRIC_TITLES.get(metric, plain(metric)))]
     panels += [(f"{metric}_minus_{reference}", f"difference to {reference}")] if reference else []
     figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.06)
     small = [group for group, count in counts.items() if count < smallest]

@@ -168,12 +168,27 @@ def random_gaps(run: Run, asked: Questions, column: str, draws: int = 300, seed:
     scores = run.scores.filter(
         pl.col(column).is_not_null(), pl.col("set").is_in(main), split=last_split(run.metrics)
     )
+    return drawn_gaps(scores, column, run.recipe["smallest_group"], draws, seed)
+
+
+def drawn_gaps(
+    scores: pl.DataFrame, column: str, smallest: int, draws: int = 300, seed: int = 0
+) -> pl.DataFrame:
+    """Do what :func:`random_gaps` says for answers that are at hand.
+
+    Args:
+        scores: answers of one split as a run holds them, to the class sets that count; ``column`` not null.
+        column: of the groups.
+        smallest: images a group needs to be judged.
+        draws: random assignments of images to groups.
+        seed: of the drawing.
+    """
     each = scores.group_by("model", "seed", "image", column, maintain_order=True)
     images = each.agg((pl.col("rank") == 1).sum().alias("right"), pl.len().alias("asked"))
     rng, found = np.random.default_rng(seed), []
     first = images.filter(pl.struct("model", "seed") == images.select(pl.struct("model", "seed")).row(0)[0])
     names, codes = np.unique(first[column].to_numpy(), return_inverse=True)
-    judged = np.flatnonzero(np.bincount(codes) >= run.recipe["smallest_group"])
+    judged = np.flatnonzero(np.bincount(codes) >= smallest)
     if len(judged) < 2:
         return pl.DataFrame(schema={"model": pl.String, "gap": float, "random": float, "random_high": float})
     orders = [np.arange(len(codes)), *(rng.permutation(len(codes)) for _ in range(draws))]

@@ -1,12 +1,14 @@
 """A trained head with its encoder: texts and a condition in, conditioned embeddings and weights out."""
 
+import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +28,7 @@ from workbench.store import EmbeddingStore
 # One text, or several with weights: {"The colour.": 0.5, "The size.": 0.5}.
 Condition = str | Mapping[str, float]
 _AT_ONCE = 1024  # texts whose token states are held together
+_TOLD = 64  # texts encoded before others get their turn
 # Classes a saved model may name; anything else is refused before a line of it is imported.
 _MODULES = {
     "sentence_transformers.base.modules.transformer.Transformer",
@@ -33,6 +36,28 @@ _MODULES = {
     "sentence_transformers.base.modules.normalize.Normalize",
 }
 _HEAD = "workbench.sentence_module.ConditionedModule"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Texts read together: which they are, and their token states if the head pools them."""
+
+    place: Int[Tensor, " B"]
+    rows: Rows
+    tokens: Float[Tensor, "B L D"] | None
+    mask: Bool[Tensor, "B L"] | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Texts that are encoded, so that a new condition costs a few products and nothing is looked up."""
+
+    plain: Float[Tensor, "N D"]
+    blocks: Iterable[Block]
+
+    def __len__(self) -> int:
+        """Number of texts N."""
+        return len(self.plain)
 
 
 class HyperCL:
@@ -191,12 +216,73 @@ class HyperCL:
 
     # --- texts under conditions -----------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def encode(self, texts: list[str], condition: Condition, strength: float = 1.0) -> Float[Tensor, "N D"]:
-        """Embed texts under one condition.
+    def apart(self) -> "HyperCL":
+        """Return the same model with a store of its own in memory: its texts leave no trace on disk."""
+        other = copy.copy(self)
+        other.store = EmbeddingStore(self.encoder, None, self.store.tokens)
+        return other
+
+    def prepare(self, texts: list[str], told: Callable[[int], None] = lambda _: None) -> Prepared:
+        """Encode texts that are asked about under many conditions, and keep what the head reads of them.
 
         Args:
             texts: at least one.
+            told: called with the number of texts done, now and then; what it raises ends the work.
+
+        Raises:
+            DataError: no texts, or an unusable one.
+        """
+        if not texts:
+            raise DataError("no texts to encode; give at least one")
+        clean = [normalise_text(text, f"text {row}") for row, text in enumerate(texts)]
+        for start in range(0, len(clean), _TOLD):
+            self.store.prepare(clean[start : start + _TOLD])
+            told(min(start + _TOLD, len(clean)))
+        # Texts of like length stand together: little of a block is padding.
+        lengths = torch.tensor([len(text) for text in clean])
+        order = lengths.argsort(stable=True) if self.store.tokens else torch.arange(len(clean))
+        return Prepared(self.store.embed(clean), list(self._blocks(clean, order)))
+
+    def prepared_vectors(self, vectors: Float[Tensor, "N E"]) -> Prepared:
+        """Take sentence vectors that the model's own encoder made before.
+
+        Args:
+            vectors: of norm 1, as the encoder gives them.
+
+        Raises:
+            DataError: the head reads tokens, or vectors of another width.
+        """
+        settings, width = self.head.settings, self.head.width
+        if settings.pooling != "sentence":
+            raise DataError(
+                f"model {settings.name} pools the tokens of a text anew under each condition, so vectors "
+                "cannot stand for texts; leave v0, v1, ... out, or choose a model with pooling: sentence"
+            )
+        if vectors.shape[1] != width:
+            raise DataError(f"vectors have {vectors.shape[1]} numbers, model {settings.name} reads {width}")
+        blocks = [Block(place, Rows.of(torch.arange(len(place))), None, None)
+                  for place in torch.arange(len(vectors)).split(_AT_ONCE)]  # fmt: skip
+        return Prepared(vectors, blocks)
+
+    def _blocks(self, texts: list[str], order: Int[Tensor, " N"]) -> Iterator[Block]:
+        """Read the token states of texts, some at once."""
+        for place in order.split(_AT_ONCE):
+            rows = Rows.of(torch.arange(len(place)))
+            tokens = mask = None
+            if self.store.tokens:
+                some = [texts[row] for row in place.tolist()]
+                tokens, mask = self.store.token_states(some).padded(rows.unique)
+                tokens = token_scale(tokens)
+            yield Block(place, rows, tokens, mask)
+
+    @torch.inference_mode()
+    def encode(
+        self, texts: list[str] | Prepared, condition: Condition, strength: float = 1.0
+    ) -> Float[Tensor, "N D"]:
+        """Embed texts under one condition.
+
+        Args:
+            texts: at least one; prepared ones are quicker.
             condition: what to look at; several with weights interpolate, a negative weight subtracts.
             strength: 0 gives the plain encoder, 1 the trained model, in between a blend of the two unit
                 vectors; up to 2 it goes on beyond the model.
@@ -226,33 +312,29 @@ class HyperCL:
 
     @torch.inference_mode()
     def _encode(
-        self, texts: list[str], conditions: list[Condition], which: list[int], strength: float
+        self, texts: list[str] | Prepared, conditions: list[Condition], which: list[int], strength: float
     ) -> Float[Tensor, "N D"]:
         """Embed text n under condition ``which[n]``."""
-        if not texts:
+        if not len(texts):
             raise DataError("no texts to encode; give at least one")
         if not 0 <= strength <= 2:
             raise DataError(
                 f"strength must lie in 0..2 (0: plain encoder, 1: the trained model), got {strength}"
             )
-        clean = [normalise_text(text, f"text {row}") for row, text in enumerate(texts)]
-        plain = self.store.embed(clean)
+        if not isinstance(texts, Prepared):
+            clean = [normalise_text(text, f"text {row}") for row, text in enumerate(texts)]
+            texts = Prepared(self.store.embed(clean), self._blocks(clean, torch.arange(len(clean))))
+        unit = functional.normalize(texts.plain, dim=-1)
         if strength == 0:
-            return functional.normalize(plain, dim=-1)
-        features, parts = self.condition_features(conditions), []
-        for start in range(0, len(clean), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
-            rows = Rows.of(torch.arange(len(clean[some])))
-            tokens = mask = None
-            if self.store.tokens:
-                tokens, mask = self.store.token_states(clean[some]).padded(rows.unique)
-                tokens = token_scale(tokens)
-            asked = Rows.of(torch.tensor(which[some]))
-            sentences = self.scaled(plain[some])[rows.unique]
-            batch = Batch(sentences, tokens, mask, rows, features[asked.unique], asked)
-            parts.append(functional.normalize(self.head(batch), dim=-1))
-        unit = functional.normalize(plain, dim=-1)
-        return functional.normalize((1 - strength) * unit + strength * torch.cat(parts), dim=-1)
+            return unit
+        features, mapped = self.condition_features(conditions), torch.empty_like(unit)
+        chosen = torch.tensor(which)
+        for block in texts.blocks:
+            asked = Rows.of(chosen[block.place])
+            sentences = self.scaled(texts.plain[block.place])[block.rows.unique]
+            batch = Batch(sentences, block.tokens, block.mask, block.rows, features[asked.unique], asked)
+            mapped[block.place] = functional.normalize(self.head(batch), dim=-1)
+        return functional.normalize((1 - strength) * unit + strength * mapped, dim=-1)
 
     def similarity(
         self, first: list[str], second: list[str], condition: Condition, strength: float = 1.0

@@ -73,6 +73,48 @@ def same_condition_contrastive(
     return functional.cross_entropy(logits[anchors], anchors)
 
 
+def triplet_margin(
+    anchor: Float[Tensor, "N D"],
+    positive: Float[Tensor, "N D"],
+    negative: Float[Tensor, "N D"],
+    margin: float = 0.5,
+) -> Float[Tensor, ""]:
+    """Hinge on how much nearer the positive is; 0 or more, ideal 0, the margin where both are as near.
+
+    L = mean max(0, |a - p|^2 - |a - n|^2 + m). For unit vectors that is 2 (cos(a, n) - cos(a, p)) + m, and
+    unlike plain distances the squares have a gradient everywhere.
+
+    Args:
+        anchor: a, unit norm.
+        positive: p, unit norm.
+        negative: n, unit norm.
+        margin: m, 0 to 4.
+
+    Source: Schroff, Kalenichenko and Philbin (2015), FaceNet, arXiv 1503.03832, equation 3.
+    """
+    near, far = ((anchor - other).square().sum(-1) for other in (positive, negative))
+    return functional.relu(near - far + margin).mean()
+
+
+def triplet_ratio(
+    anchor: Float[Tensor, "N D"], positive: Float[Tensor, "N D"], negative: Float[Tensor, "N D"]
+) -> Float[Tensor, ""]:
+    """Square of the positive's share in a softmax of distances; 0 to 1, ideal 0, 1/4 where both are as near.
+
+    L = mean ( e^|a - p| / (e^|a - p| + e^|a - n|) )^2. It has no margin to choose and never quite reaches 0.
+
+    Args:
+        anchor: a, of any norm.
+        positive: p.
+        negative: n.
+
+    Source: Hoffer and Ailon (2015), Deep metric learning using Triplet network, arXiv 1412.6622, section 2.1.
+    """
+    # Its distance adds 1e-6 to every difference, so equal rows have a gradient.
+    near, far = (functional.pairwise_distance(anchor, other) for other in (positive, negative))
+    return torch.sigmoid(near - far).square().mean()
+
+
 def sigmoid_contrastive(
     images: Float[Tensor, "B D"],
     texts: Float[Tensor, "T D"],

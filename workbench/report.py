@@ -12,11 +12,19 @@ from markupsafe import Markup
 from workbench.files import write_atomic
 from workbench.runs import Run, finished_runs
 from workbench.sections import HOW, Section, reading_of, run_sections, said_of
-from workbench.tables import Table, bar_table, main_metric, model_table, published_table, score_table
+from workbench.tables import (
+    Table,
+    bar_table,
+    best_first,
+    main_metric,
+    model_table,
+    published_table,
+    score_table,
+)
 
 
-def _page(title: str, lead: list[str], sections: list[Section], footer: list[str], plotly: bool) -> str:
-    """Render a page; everything but our own figures is escaped."""
+def render_page(title: str, lead: list[str], sections: list[Section], footer: list[str], plotly: bool) -> str:
+    """Render a page that opens offline; everything but our own figures is escaped."""
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
@@ -46,7 +54,7 @@ def write_run_report(run: Run) -> Path:
     """Write one run's HTML report beside the runs; return its path."""
     path = run.folder.parent.parent / "html" / f"{run.folder.name}.html"
     lead = [f"Recipe {run.recipe['name']}: {run.recipe['title']}."]
-    write_atomic(path, _page(run.recipe["title"], lead, run_sections(run), footer_of(run), plotly=True))
+    write_atomic(path, render_page(run.recipe["title"], lead, run_sections(run), footer_of(run), plotly=True))
     return path
 
 
@@ -61,7 +69,7 @@ def write_index(out: Path) -> Path:
     for name, run in sorted(newest.items()):
         write_run_report(run)
         main = main_metric(run)
-        best = model_table(run).sort(main, descending=True, nulls_last=True).to_dicts()[0]
+        best = model_table(run).sort(main, descending=best_first(run), nulls_last=True).to_dicts()[0]
         bars = [row[-1] for row in bar_table(run).rows]
         met = f"{bars.count('met')} of {len(bars)} met" if bars else "-"
         link = {"text": name, "href": f"html/{run.folder.name}.html"}
@@ -85,7 +93,7 @@ def write_index(out: Path) -> Path:
     sections = [first, *sections]
     lead = ["What has been run, what it was held against, and what did not hold.", HOW]
     footer = [line for run in newest.values() for line in footer_of(run)]
-    write_atomic(out / "index.html", _page("Workbench report", lead, sections, footer, plotly=False))
+    write_atomic(out / "index.html", render_page("Workbench report", lead, sections, footer, plotly=False))
     write_atomic(out / "index.md", _markdown("Workbench report", lead, sections, footer))
     return out / "index.html"
 

@@ -7,6 +7,7 @@ leaves only finished shards, and the next one computes what is missing.
 
 import hashlib
 import logging
+import threading
 from pathlib import Path
 
 import torch
@@ -19,26 +20,28 @@ from workbench.encoders import TextEncoder, TokenStates, check_finite
 from workbench.files import digest, write_atomic
 
 SHARD = 512
+# A tokenizer cannot serve two threads, and two that add at once would mix up shards; one pass uses all cores.
+_ENCODING = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
 class EmbeddingStore:
     """Sentence vectors, and token states if asked for, of every text seen, on disk and in memory."""
 
-    def __init__(self, encoder: TextEncoder, folder: Path, tokens: bool = False) -> None:
+    def __init__(self, encoder: TextEncoder, folder: Path | None, tokens: bool = False) -> None:
         """Open a store; what was encoded before is found by its text, the weights and the settings.
 
         Args:
             encoder: computes what is missing.
-            folder: the cache; the store makes its own folder in it.
+            folder: the cache; the store makes its own folder in it. None keeps everything in memory only.
             tokens: also keep the token states (half precision, about 0.75 kB a token at width 384).
         """
         self.encoder, self.tokens = encoder, tokens
         kind = "tokens" if tokens else "sentences"
-        self.folder = folder / "embeddings" / digest(encoder.fingerprint, kind)[:32]
         self._place: dict[str, tuple[int, int]] = {}  # key of a text -> shard, row
         self._shards: list[dict[str, Tensor]] = []
-        for path in sorted(self.folder.glob("*.safetensors")):
+        self.folder = folder and folder / "embeddings" / digest(encoder.fingerprint, kind)[:32]
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
             self._open(path)
 
     def _open(self, path: Path) -> None:
@@ -51,9 +54,10 @@ class EmbeddingStore:
         self._add(load(raw))
 
     def _add(self, shard: dict[str, Tensor]) -> None:
+        number = len(self._shards)
+        self._shards.append(shard)  # before its texts can be found by another thread
         for row, key in enumerate(shard["keys"].numpy()):
-            self._place.setdefault(key.tobytes().hex(), (len(self._shards), row))
-        self._shards.append(shard)
+            self._place.setdefault(key.tobytes().hex(), (number, row))
 
     def prepare(self, texts: list[str]) -> int:
         """Encode the texts that the store does not hold yet.
@@ -61,11 +65,14 @@ class EmbeddingStore:
         Returns:
             How many texts were encoded now.
         """
-        missing = sorted(
-            {text for text in texts if digest(text) not in self._place}, key=lambda text: (len(text), text)
-        )
-        if not missing:
+        if all(digest(text) in self._place for text in texts):
             return 0
+        with _ENCODING:
+            return self._encode({text for text in texts if digest(text) not in self._place})
+
+    def _encode(self, texts: set[str]) -> int:
+        """Encode texts shard by shard, short ones first."""
+        missing = sorted(texts, key=lambda text: (len(text), text))
         self.encoder.warn_if_truncated(missing)
         quick = len(missing) < 100  # well under two seconds
         with tqdm(total=len(missing), desc="encoding texts", unit="text", leave=False, disable=quick) as bar:
@@ -87,8 +94,9 @@ class EmbeddingStore:
         else:
             shard["sentences"] = self.encoder.encode(texts)
         check_finite(shard["sentences"], f"embedding by {self.encoder.name}")
-        raw = save(shard)
-        write_atomic(self.folder / f"{hashlib.sha256(raw).hexdigest()[:32]}.safetensors", raw)
+        if self.folder is not None:
+            raw = save(shard)
+            write_atomic(self.folder / f"{hashlib.sha256(raw).hexdigest()[:32]}.safetensors", raw)
         self._add(shard)
 
     def _places(self, texts: list[str]) -> list[tuple[int, int]]:

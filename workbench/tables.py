@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from workbench.config import Bar
 from workbench.runs import Run
 
 SHOWN = (
@@ -65,11 +66,26 @@ class Table:
 
 
 def main_metric(run: Run) -> str:
-    """Return the metric a run is ranked by: the one it is held against, else the first that it has."""
+    """Return the metric a run is ranked by: the one it names or is held against, else the first it has."""
+    if "metric" in run.recipe:
+        return run.recipe["metric"]
     known = set(run.metrics.filter(split=last_split(run.metrics), group="all")["metric"])
     held = [item["metric"] for item in (*run.recipe["published"], *run.recipe["bars"])]
     order = (*held, "top1", "auc", "pair_order", "spearman", "mrr", "recall_at_10", "hit_rate")
     return next(name for name in order if name in known & {*SHOWN, *TIMED} - {"rank_agreement", "regret"})
+
+
+def shown_metrics(run: Run) -> tuple[str, ...]:
+    """Return the metrics of a run's main table; a family shows what it measures, in its order."""
+    if "metric" not in run.recipe:
+        return *SHOWN, *TIMED
+    names = run.metrics.filter(~pl.col("metric").str.contains("_minus_"))["metric"]
+    return tuple(dict.fromkeys([run.recipe["metric"], *names]))
+
+
+def best_first(run: Run) -> bool:
+    """Tell whether models are sorted from high to low."""
+    return not run.recipe.get("lower_is_better", False)
 
 
 def last_split(metrics: pl.DataFrame) -> str:
@@ -96,7 +112,7 @@ def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.Da
             continue
         seeds = own.filter(pl.col("seed").is_not_null())
         row: dict[str, Any] = {"model": model["name"], "seeds": seeds["seed"].n_unique() or None}
-        for name in (*SHOWN, *TIMED):
+        for name in shown_metrics(run):
             if name in means:
                 row[name] = means[name]["value"]
         values = seeds.filter(metric=main)["value"].to_list()
@@ -137,7 +153,7 @@ def score_table(run: Run, group: str = "all") -> Table:
     frame, main = model_table(run, group), main_metric(run)
     if frame.is_empty():
         return Table(["model"], [])
-    scores = [name for name in (*SHOWN, *TIMED) if name in frame.columns]
+    scores = [name for name in shown_metrics(run) if name in frame.columns]
     columns = [
         "model",
         *scores,
@@ -147,7 +163,8 @@ def score_table(run: Run, group: str = "all") -> Table:
         "minus matched model",
     ]
     rows = []
-    for row in frame.sort(main if main in scores else scores[0], descending=True, nulls_last=True).to_dicts():
+    by = main if main in scores else scores[0]
+    for row in frame.sort(by, descending=best_first(run), nulls_last=True).to_dicts():
         difference = _difference(row["difference"], row["difference_low"], row["difference_high"])
         matched = _difference(row["matched_value"], row["matched_low"], row["matched_high"])
         matched += f" {row['matched']}" if row["matched"] else ""
@@ -174,11 +191,10 @@ def bar_table(run: Run) -> Table:
     for bar in run.recipe["bars"]:
         found = _found(run, bar)
         value = "-" if found is None else f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
-        verdict = (
-            "not measured" if found is None else "met" if found["value"] >= bar["at_least"] else "missed"
-        )
-        where = f"{bar['split']}, {bar.get('group', 'all')}"
-        rows.append([bar["model"], bar["metric"], where, f">= {bar['at_least']:g}", value, verdict])
+        limit = Bar(**bar)
+        verdict = "not measured" if found is None else "met" if limit.met(found["value"]) else "missed"
+        where = f"{limit.split}, {limit.group}"
+        rows.append([limit.model, limit.metric, where, limit.text, value, verdict])
     return Table(["model", "metric", "split, group", "bar", "measured", "verdict"], rows)
 
 
@@ -214,7 +230,7 @@ def findings(run: Run) -> list[str]:
     """Say in sentences what the numbers say: winner, generated weights against baseline, floor."""
     frame, main, reference = model_table(run), main_metric(run), run.recipe["reference"]
     kinds = {model["name"]: model for model in run.recipe["models"]}
-    best = frame.sort(main, descending=True, nulls_last=True).to_dicts()[0]
+    best = frame.sort(main, descending=best_first(run), nulls_last=True).to_dicts()[0]
     lines = [
         f"Best of {frame.height} models by {main}: {best['model']} with {best[main]:.3f} "
         f"({best['low']:.3f} to {best['high']:.3f})."
@@ -222,7 +238,9 @@ def findings(run: Run) -> list[str]:
     of_paper = {
         name
         for name, settings in kinds.items()
-        if settings["kind"] == "hyper" and settings.get("pooling", "sentence") == "sentence"
+        if settings["kind"] == "hyper"
+        and settings.get("pooling", "sentence") == "sentence"
+        and "role" not in settings
     }
     plain = [row for row in frame.to_dicts() if row["model"] in of_paper and row["difference"] is not None]
     if plain and reference in kinds:

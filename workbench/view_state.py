@@ -36,6 +36,8 @@ class ConditionsState(Settings):
     blend: float = Field(default=0.0, ge=0, le=1, description="from condition to other")
     attribute: Text = ""
     clicked: int | None = Field(default=None, ge=0)
+    query: Text = ""
+    own: int = Field(default=0, ge=0, description="texts of somebody's own, which no link holds")
 
 
 class ZooState(Settings):
@@ -46,6 +48,66 @@ class ZooState(Settings):
     recipe: Text = ""
     model: Text = ""
     against: Text = ""
+
+
+class SimilarityState(Settings):
+    """The view of pairs of sentences before and after a condition."""
+
+    version: Literal[1] = 1
+    app: Literal["similarity"] = "similarity"
+    recipe: Text = ""
+    model: Text = ""
+    pairs: Literal["bundled", "own", "run"] = Field(default="bundled", description="which pairs are compared")
+    own: str = Field(default="", max_length=3000, description="pairs of one's own, one per line")
+    condition: Text = "The colour."
+    strength: float = Field(default=1.0, ge=0, le=2)
+    attribute: Text = Field(default="", description="of the gold score; empty: the one the condition names")
+    chosen: int | None = Field(default=None, ge=0, description="row of a pair")
+
+
+class WeightsState(Settings):
+    """The view of what a hypernetwork generated."""
+
+    version: Literal[1] = 1
+    app: Literal["weights"] = "weights"
+    recipe: Text = ""
+    model: Text = ""
+    condition: Text | None = Field(default=None, description="text or class names; null for an example")
+    other: Text = ""
+    slot: Text = Field(default="", description="what is generated: a slot, or a zoo's text encoder")
+    shown: Text = Field(default="", description="whose matrix is drawn; empty: the condition's")
+    minus_mean: bool = False
+
+
+class ClassifyState(Settings):
+    """The view of a classifier made of class names."""
+
+    version: Literal[1] = 1
+    app: Literal["classify"] = "classify"
+    recipe: Text = ""
+    model: Text = ""
+    names: Text = Field(default="circles, squares, triangles, stars", description="commas or lines between")
+    pictures: Text = Field(default="", description="where pictures come from; uploads are in no link")
+    drawing: int = Field(default=0, ge=0, le=9999, description="seed of the scenes that are drawn")
+
+
+class FairnessState(Settings):
+    """The view of differences between groups: of images, or of words."""
+
+    version: Literal[1] = 1
+    app: Literal["fairness"] = "fairness"
+    about: Literal["images", "texts"] = "images"
+    recipe: Text = ""
+    model: Text = ""
+    other_recipe: Text = ""
+    other_model: Text = ""
+    column: Text = Field(default="", description="of the groups")
+    asked: Text = Field(default="", description="class set; empty for all")
+    difference: Text = Field(default="", description="what differences are taken to")
+    text_recipe: Text = ""
+    text_model: Text = ""
+    condition: Text = "The profession."
+    strength: float = Field(default=1.0, ge=0, le=2)
 
 
 State = TypeVar("State", bound=Settings)

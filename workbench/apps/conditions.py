@@ -1,4 +1,4 @@
-"""Served by ``panel serve``: sentences under a typed condition."""
+"""Served by ``panel serve``: type what to look at, and sentences move; your own texts, too."""
 
 from workbench.view_state import ConditionsState
 from workbench.views.conditions import ConditionsView

@@ -70,7 +70,7 @@ def _change(view: ConditionsView, condition: str) -> float:
     """Type a condition; return the seconds until map and table are ready to be sent."""
     began = time.perf_counter()
     shown = view.compute(view.state().model_copy(update={"condition": condition}))
-    view.figure(shown.moved).to_json()
+    view.figure(shown).to_json()
     fill(view.table, view.rows(shown))
     return time.perf_counter() - began
 

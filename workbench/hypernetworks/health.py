@@ -47,9 +47,10 @@ class Health:
             wrong.append("generated weights do not move the output")
         return "; ".join(wrong) or "sound"
 
-    def to_dict(self) -> dict[str, float | int | str | None]:
-        """Return the numbers and the verdict as JSON types."""
-        return {**asdict(self), "verdict": self.verdict}
+    def to_dict(self) -> dict[str, float | int | str]:
+        """Return the numbers that were measured and the verdict as JSON types."""
+        measured = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**measured, "verdict": self.verdict}
 
 
 @torch.no_grad()

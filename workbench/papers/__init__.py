@@ -8,6 +8,25 @@ from typing import Any
 from workbench.config import Recipe, read_recipe, validated
 from workbench.errors import RecipeError
 
+FAMILIES = (
+    "aspect",
+    "film",
+    "continual",
+    "initialisation",
+    "static",
+    "implicit",
+    "articulation",
+    "gradient_origin",
+    "random_hypernetwork",
+    "architecture_search",
+    "few_shot",
+    "hyperlstm",
+    "meta_learning",
+    "approaches",
+    "personal",
+    "federated",
+    "low_rank",
+)
 # Each comparison module has RECIPE, load_data, needs_tokens and compare.
 PAPERS = {
     "hyper_cl": "workbench.papers.hyper_cl_comparison",
@@ -15,6 +34,7 @@ PAPERS = {
     "hyper_cl_timing": "workbench.papers.hyper_cl_timing",
     "hyper_clip": "workbench.papers.hyper_clip_comparison",
     "hyper_align": "workbench.papers.hyper_align_comparison",
+    **{family: f"workbench.families.{family}" for family in FAMILIES},
 }
 
 

@@ -1,77 +1,235 @@
-"""Type a condition and watch sentences move: map, neighbours, agreement with an attribute."""
+"""Type a condition and watch sentences move: map, table, neighbours, search, agreement with an attribute."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import panel as pn
 import param
 import plotly.graph_objects as go
+import polars as pl
 
+from workbench.errors import DataError, WorkbenchError
 from workbench.figures_texts import moved_figure, purity_figure
-from workbench.session import Moved, Session
+from workbench.moved import ConditionedTexts, Moved
+from workbench.own_texts import MOST_BYTES, MOST_ROWS, pasted_texts, read_texts
+from workbench.session import Session
 from workbench.view_state import ConditionsState
-from workbench.views.page import banner, beside, code_of, copy_button, footer, keep_link, save_button, shown
+from workbench.views.live import Job, Live
+from workbench.views.page import banner, beside, code_of, copy_button, footer, keep_link, note, save_button
+from workbench.views.tables import fill, table_of
+from workbench.views.text import Text
+
+NO_ATTRIBUTE = "none"
+MOVED = "moved"  # column of the table: 1 minus the cosine of a sentence's two embeddings
+_HISTORY = 20  # conditions that are offered again
+_CLUSTERS = "share that have their cluster's commonest value"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one request led to."""
+
+    state: ConditionsState
+    texts: ConditionedTexts
+    moved: Moved
+    attribute: str
+    purity: pl.DataFrame | None
+    found: pl.DataFrame | None
 
 
 def _asked_for(condition: str, attributes: list[str]) -> str:
     """Return the attribute that a condition names, else the first."""
-    return next((name for name in attributes if name in condition.lower()), attributes[0])
+    named = (name for name in attributes if name.lower() in condition.lower())
+    return next(named, next(iter(attributes), NO_ATTRIBUTE))
 
 
 class ConditionsView(pn.viewable.Viewer):
-    """The bundled sentences under a trained model, moved by what a person types."""
+    """Sentences under a trained model, moved by what a person types."""
 
+    model = param.Selector(default=None, objects=[None], doc="Models of the run that read text.")
     condition = param.String(default="The colour.", doc="What to look at; press Enter.")
-    other = param.String(default="", doc="A second condition, B; empty for none.")
-    blend = param.Number(default=0.0, bounds=(0, 1), step=0.05, doc="From the condition, 0, to B, 1.")
+    earlier = param.Selector(default=None, objects=[None], doc="Conditions typed before; choose one again.")
+    other = param.String(default="", label="Pinned: B", doc="A second condition, B; empty for none.")
+    blend = param.Number(
+        default=0.0, bounds=(0, 1), step=0.05, label="From A to B", doc="0: the condition, 1: B."
+    )
     strength = param.Number(default=1.0, bounds=(0, 2), step=0.05, doc="0: plain encoder, 1: the model.")
     attribute = param.Selector(
         default=None, objects=[None], doc="Colours the map and is what clusters are held against."
     )
+    query = param.String(default="", label="Search", doc="Finds the sentences most alike; press Enter.")
     clicked = param.Integer(
         default=None, bounds=(0, None), allow_None=True, doc="Row of the chosen sentence."
     )
 
-    def __init__(self, session: Session, state: ConditionsState, problem: str = "") -> None:
+    def __init__(
+        self, session: Session, state: ConditionsState, problem: str = "", own: pl.DataFrame | None = None
+    ) -> None:
         """Build the view.
 
         Args:
             session: finished runs and models.
             state: what to show.
             problem: with the link, said in the banner.
+            own: texts of one's own instead of the bundled ones, as :mod:`workbench.own_texts` reads them.
 
         Raises:
             RunError: no finished run with a model.
         """
-        self._texts = session.texts_of(state.recipe, state.model)
-        self._run, self._state, self._problem = session.run(state.recipe, "hyper_cl"), state, problem
-        names = self._texts.attributes
-        self.param.attribute.objects = names
-        chosen = state.attribute if state.attribute in names else _asked_for(state.condition, names)
-        clicked = (
-            state.clicked if state.clicked is not None and state.clicked < self._texts.frame.height else None
-        )
+        self._session, self._run = session, session.run(state.recipe, "hyper_cl")
+        self._state, self._frame, self._shown = state, own, None
+        self._follows = not state.attribute  # the one that the condition names, until a person chooses
+        self._own: dict[str, ConditionedTexts] = {}  # by model; lives and dies with this view
+        missing = f"This link was made over {state.own:,} texts of somebody's own, which no link holds"
+        self._problem = problem or (missing if state.own and own is None else "")
+        self.param.model.objects = models = session.text_models(state.recipe)
+        self.param.earlier.objects = [state.condition]
+        self.param.attribute.objects = [state.attribute or NO_ATTRIBUTE]
         super().__init__(
-            condition=state.condition, other=state.other, blend=state.blend, strength=state.strength,
-            attribute=chosen, clicked=clicked,
+            model=state.model if state.model in models else session.first_model(models),
+            condition=state.condition, earlier=state.condition, other=state.other, blend=state.blend,
+            strength=state.strength, attribute=state.attribute or NO_ATTRIBUTE, query=state.query,
+            clicked=state.clicked,
         )  # fmt: skip
-        self._map = pn.pane.Plotly(sizing_mode="stretch_width", link_figure=False)
+        self._build()
+        self._live = Live(self.compute, self._draw, "Moving the sentences")
+        self._more = Live(self._clusters, self._draw_clusters, "Finding clusters")
+
+    def _build(self) -> None:
+        """Make the parts that are filled when results arrive."""
+        wide = {"sizing_mode": "stretch_width"}
+        self._map = pn.pane.Plotly(link_figure=False, **wide)
         self._map.param.watch(self._click, "click_data")
+        self._purity = pn.pane.Plotly(link_figure=False, **wide)
+        self._cluster_pane = pn.pane.Plotly(link_figure=False, **wide)
+        self._near, self._found = pn.Column(**wide), pn.Column(**wide)
+        self.table = table_of(self._pick)
+        for part in (self._map, self._purity, self._cluster_pane, self.table):
+            part.visible = False  # until there is something in it
+        self._code = pn.Column(**wide)
+        self._upload = pn.widgets.FileInput(accept=".csv,.parquet", **wide)
+        self._upload.param.watch(self._uploaded, "value")
+        self._pasted = pn.widgets.TextAreaInput(placeholder="One text per line", rows=4, **wide)
+        self._said = pn.Column(**wide)
+
+    # --- what is asked and what comes back ------------------------------------------------------------------
 
     def state(self) -> ConditionsState:
         """Return what is shown as a value for a link."""
-        values = {
-            name: getattr(self, name)
-            for name in ("condition", "other", "blend", "strength", "attribute", "clicked")
-        }
+        names = ("model", "condition", "other", "blend", "strength", "query", "clicked")
+        values: dict[str, Any] = {name: getattr(self, name) for name in names}
+        values["attribute"] = "" if self._follows or self.attribute == NO_ATTRIBUTE else self.attribute
+        values["own"] = 0 if self._frame is None else self._frame.height
         return self._state.model_copy(update=values)
 
-    def moved(self) -> Moved:
-        """Return the sentences before and after.
+    def _texts(self, state: ConditionsState, job: Job | None = None) -> ConditionedTexts:
+        """Return the sentences that are looked at, encoded once."""
+        bundled = self._session.texts_of(state.recipe, state.model)
+        if self._frame is None:
+            return bundled
+        frame, key = self._frame, state.model
+        if key not in self._own:
+            told = job.told(frame.height) if job else lambda _: None
+            self._own[key] = ConditionedTexts(bundled.model.apart(), frame, told)
+        return self._own[key]
+
+    def compute(self, state: ConditionsState, job: Job | None = None) -> Shown:
+        """Compute everything that follows from a state."""
+        texts = self._texts(state, job)
+        moved = texts.move(state.condition, state.other, state.blend, state.strength)
+        known = texts.attributes
+        attribute = state.attribute if state.attribute in known else _asked_for(state.condition, known)
+        purity = moved.purity(attribute) if attribute != NO_ATTRIBUTE else None
+        found = texts.search(moved, state.query) if state.query.strip() else None
+        return Shown(state, texts, moved, attribute, purity, found)
+
+    @param.depends("model", "condition", "other", "blend", "strength", "query", watch=True)
+    def refresh(self) -> None:
+        """Ask for everything again; what was asked before is dropped."""
+        self._live.ask(self.state())
+
+    @param.depends("attribute", watch=True)
+    def _recolour(self) -> None:
+        if self._shown is not None and self.attribute != self._shown.attribute:
+            self._follows = False
+            self._live.ask(self.state())
+
+    # --- drawing --------------------------------------------------------------------------------------------
+
+    def figure(self, shown: Shown | None = None) -> go.Figure:
+        """Draw the map.
+
+        Args:
+            shown: a result; computed from what is asked for if not given.
 
         Raises:
             DataError: a condition that cannot be used.
         """
-        return self._texts.move(self.condition, self.other, self.blend, self.strength)
+        shown = shown or self.compute(self.state())
+        state, moved = shown.state, shown.moved
+        title = f"{state.condition}  |  {state.other}" if state.other.strip() else state.condition
+        shortened = title if len(title) < 90 else f"{title[:87]}..."
+        attribute = "" if shown.attribute == NO_ATTRIBUTE else shown.attribute
+        return moved_figure(moved.frame, attribute, (shortened, f"both hold {moved.shown:.0%}"), self.clicked)
+
+    def _draw(self, shown: Shown) -> None:
+        """Show a result."""
+        self._shown = shown
+        known = shown.texts.attributes or [NO_ATTRIBUTE]
+        # Both, one after the other: a value that is not offered would be replaced by the first that is.
+        self.param.attribute.objects = list(dict.fromkeys([*known, self.attribute]))
+        self.attribute = shown.attribute
+        self.param.attribute.objects = known
+        if self.clicked is not None and self.clicked >= shown.moved.frame.height:
+            self.clicked = None
+        if shown.state.condition not in self.param.earlier.objects:
+            self.param.earlier.objects = [shown.state.condition, *self.param.earlier.objects][:_HISTORY]
+        self.earlier = shown.state.condition
+        self._map.object = self.figure(shown)
+        fill(self.table, self.rows(shown), self.clicked)
+        self.table.param.update(layout="fit_columns", widths={"row": "9%", "text": "58%"})
+        self._found[:] = [] if shown.found is None else _side_by_side(shown.found)
+        self._map.visible = self.table.visible = True
+        self._purity.visible = shown.purity is not None
+        self._cluster_pane.visible &= self._purity.visible
+        self._mark()
+        if shown.purity is not None:
+            self._purity.object = purity_figure(shown.purity, shown.attribute)
+            self._more.ask(shown)
+
+    def _clusters(self, shown: Shown, job: Job | None = None) -> tuple[pl.DataFrame, str]:
+        return shown.moved.clusters(shown.attribute), shown.attribute
+
+    def _draw_clusters(self, found: tuple[pl.DataFrame, str]) -> None:
+        self._cluster_pane.param.update(object=purity_figure(*found, _CLUSTERS), visible=True)
+
+    def rows(self, shown: Shown) -> pl.DataFrame:
+        """Return the table's rows: text, attribute, how far each moved."""
+        columns = [shown.moved.frame["text"]]
+        if shown.attribute != NO_ATTRIBUTE:
+            columns.append(shown.moved.frame[shown.attribute].cast(pl.String).fill_null(""))
+        moved = pl.Series(MOVED, shown.moved.distance.numpy())
+        return pl.DataFrame([*columns, moved]).with_row_index("row")
+
+    def _mark(self) -> None:
+        """Show the chosen sentence in map, table and lists, and in the link."""
+        keep_link(self.state())
+        self._code[:] = [code_of(self.code())]
+        if self.clicked is None or self._shown is None:
+            self._near[:] = [note("Click a sentence, in the map or the table, to see its neighbours.")]
+            return
+        if self.table.selection != [self.clicked]:
+            self.table.param.update(page=self.clicked // self.table.page_size + 1, selection=[self.clicked])
+        text = self._shown.moved.frame["text"][self.clicked]
+        near = _side_by_side(self._shown.moved.neighbours(self.clicked))
+        self._near[:] = [Text(f"Nearest to: {text}", sizing_mode="stretch_width"), *near]
+
+    @param.depends("clicked", watch=True)
+    def _choose(self) -> None:
+        if self._shown is not None:
+            self._map.object = self.figure(self._shown)
+            self._mark()
 
     def _click(self, event: param.parameterized.Event) -> None:
         points = (event.new or {}).get("points") or [{}]
@@ -79,71 +237,126 @@ class ConditionsView(pn.viewable.Viewer):
         if isinstance(row, int):
             self.clicked = row
 
-    def figure(self, moved: Moved) -> go.Figure:
-        """Draw the map."""
-        title = f"{self.condition}  |  {self.other}" if self.other.strip() else self.condition
-        shortened = title if len(title) < 90 else f"{title[:87]}..."
-        return moved_figure(
-            moved.frame, self.attribute, (shortened, f"both hold {moved.shown:.0%}"), self.clicked
-        )
+    def _pick(self, row: int) -> None:
+        self.clicked = row
 
-    @param.depends("condition", "other", "blend", "strength", "attribute", "clicked")
-    def content(self) -> pn.viewable.Viewable:
-        """Draw everything that follows from the controls."""
-        return shown(self._content)
+    @param.depends("earlier", watch=True)
+    def _again(self) -> None:
+        self.condition = self.earlier
 
-    def _content(self) -> pn.viewable.Viewable:
-        moved = self.moved()
-        keep_link(self.state())
-        self._map.object = self.figure(moved)
-        purity = moved.purity(self.attribute)
-        parts: list[Any] = [
-            self._map,
-            pn.pane.Plotly(purity_figure(purity, self.attribute), height=220, sizing_mode="stretch_width"),
-        ]
-        if self.clicked is None:
-            parts.append(pn.pane.Str("Click a sentence to see its neighbours before and after."))
-        else:
-            parts += [
-                pn.pane.Str(f"Nearest to: {moved.frame['text'][self.clicked]}"),
-                self._neighbours(moved),
-            ]
-        return pn.Column(*parts, sizing_mode="stretch_width")
+    def pin(self, *_: Any) -> None:
+        """Keep the condition as B."""
+        self.other = self.condition
 
-    def _neighbours(self, moved: Moved) -> pn.Row:
-        """List the neighbours of the chosen sentence side by side, as plain text."""
-        found = moved.neighbours(self.clicked)
-        sides = []
-        for side in ("before", "after"):
-            rows = found.filter(side=side).to_dicts()
-            lines = [f"{row['rank']}. {row['cosine']:+.3f}  {row['text']}" for row in rows]
-            sides.append(
-                pn.Column(f"### {side}", pn.pane.Str("\n".join(lines), styles={"white-space": "pre-wrap"}))
-            )
-        return pn.Row(*sides, sizing_mode="stretch_width")
+    def swap(self, *_: Any) -> None:
+        """Let A and B change places."""
+        if self.other.strip():
+            self.param.update(condition=self.other, other=self.condition)
+
+    # --- texts of one's own ---------------------------------------------------------------------------------
+
+    def bring(self, frame: pl.DataFrame | None) -> None:
+        """Look at texts of one's own, or at the bundled ones again."""
+        self._frame, self._shown = frame, None
+        self._own.clear()
+        self._follows = True
+        self.param.update(clicked=None)
+        self.param.attribute.objects = [NO_ATTRIBUTE]
+        self.attribute = NO_ATTRIBUTE
+        self.refresh()
+
+    def look_at(self, texts: ConditionedTexts) -> None:
+        """Look at texts that are encoded already."""
+        self._frame, self._shown = texts.frame, None
+        self._own = {self.model: texts}
+
+    def _bring(self, read: Callable[[], pl.DataFrame]) -> None:
+        try:
+            frame = read()
+        except WorkbenchError as problem:
+            self._said[:] = [banner(str(problem))]
+            return
+        self._said[:] = [note(f"{frame.height:,} texts of your own; they stay in this page and in no link.")]
+        self.bring(frame)
+
+    def _uploaded(self, event: param.parameterized.Event) -> None:
+        if event.new:
+            name, raw = self._upload.filename or "the file", event.new
+            self._bring(lambda: read_texts(name, raw))
+
+    def _paste(self, *_: Any) -> None:
+        self._bring(lambda: pasted_texts(self._pasted.value or ""))
+
+    def _bundled(self, *_: Any) -> None:
+        self._said[:] = []
+        self.bring(None)
+
+    # --- the page -------------------------------------------------------------------------------------------
 
     def code(self) -> list[str]:
         """Return notebook code that makes the same figure."""
-        state = self.state().model_dump(mode="json", exclude={"version", "app"})
+        state = self.state().model_dump(mode="json", exclude={"version", "app", "own"})
+        own = self._frame is not None
         return [
+            *["from pathlib import Path", "from workbench.own_texts import read_texts"] * own,
             "from workbench.session import Session",
             "from workbench.view_state import ConditionsState",
             "from workbench.views.conditions import ConditionsView",
-            f"view = ConditionsView(Session(), ConditionsState(**{state!r}))",
-            "view.figure(view.moved())",
+            *['own = read_texts("texts.csv", Path("texts.csv").read_bytes())  # your file'] * own,
+            f"view = ConditionsView(Session(), ConditionsState(**{state!r}){', own=own' * own})",
+            "view.figure()",
         ]
 
-    @param.depends("condition", "other", "blend", "strength", "attribute", "clicked")
-    def _code(self) -> pn.viewable.Viewable:
-        return code_of(self.code())
+    def results(self) -> pn.Column:
+        """Return what is shown, without controls."""
+        said = note("The table: how far each sentence moved, 1 minus the cosine of before and after, 0 to 2.")
+        parts = [self._map, self._near, self._found, self._purity, self._cluster_pane, said, self.table]
+        return pn.Column(*parts, sizing_mode="stretch_width")
+
+    def _saved(self) -> pn.Column:
+        if self._shown is None:
+            raise DataError("nothing is shown yet; wait for the map")
+        return pn.Column(self.results(), footer(self._run))
+
+    def _controls(self) -> pn.Column:
+        """Lay out what a person changes."""
+        wide = {"sizing_mode": "stretch_width"}
+        asked = ["condition", "earlier", "other", "blend", "strength", "attribute", "query", "model"]
+        controls = pn.Param(self, parameters=asked, show_name=False, **wide)
+        pin, swap = _button("Pin as B", self.pin), _button("Swap A and B", self.swap)
+        use, back = _button("Use these lines", self._paste), _button("Bundled sentences", self._bundled)
+        rule = (
+            f"CSV or Parquet with a column text; other columns of few values become attributes. At most "
+            f"{MOST_BYTES // 2**20} MiB and {MOST_ROWS:,} rows. Vectors made before: columns v0, v1, ..."
+        )
+        own = pn.Column(note(rule), self._upload, self._pasted, pn.Row(use, back), **wide)
+        folded = pn.Accordion(("Your own sentences", own), **wide)
+        saved = save_button("conditions", self._saved)
+        return pn.Column(
+            controls, pn.Row(pin, swap), self._said, folded, self._code, pn.Row(copy_button(), saved), **wide
+        )
 
     def __panel__(self) -> pn.viewable.Viewable:
-        """Lay out controls, figures and footer; narrow screens stack them."""
-        asked = ["condition", "other", "blend", "strength", "attribute"]
-        controls = pn.Param(self, parameters=asked, show_name=False, width=300)
-        saved = save_button("conditions", lambda: pn.Column(self._content(), footer(self._run)))
-        left = pn.Column(controls, pn.Row(copy_button(), saved), self._code)
+        """Lay out controls, results and footer; narrow screens stack them."""
+        self.refresh()
         top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
-        return pn.Column(
-            *top, beside(left, pn.Column(self.content)), footer(self._run), sizing_mode="stretch_width"
-        )
+        right = pn.Column(self._live, self.results(), self._more, sizing_mode="stretch_width")
+        page = beside(self._controls(), right)
+        return pn.Column(*top, page, footer(self._run), sizing_mode="stretch_width")
+
+
+def _button(label: str, action: Callable[..., None]) -> pn.widgets.Button:
+    button = pn.widgets.Button(label=label, variant="outline")
+    button.on_click(action)
+    return button
+
+
+def _side_by_side(found: pl.DataFrame) -> list[pn.viewable.Viewable]:
+    """List sentences before and after beside each other, as plain text."""
+    sides = []
+    for side, title in (("before", "Before: plain encoder"), ("after", "After: under the condition")):
+        rows = found.filter(side=side).to_dicts()
+        lines = [f"{row['rank']}. {row['cosine']:+.3f}  {row['text']}" for row in rows]
+        text = Text("\n".join([title, *lines]), sizing_mode="stretch_width")
+        sides.append(pn.Column(text, styles={"flex": "1 1 280px"}))
+    return [pn.FlexBox(*sides, flex_wrap="wrap", sizing_mode="stretch_width")]

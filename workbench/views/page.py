@@ -1,24 +1,51 @@
-"""What every dashboard has: an error banner, a link to its state, a saved page, its code, and a footer."""
+"""What every dashboard has: header, error banner, link to its state, saved page, code and footer."""
 
-import io
 import os
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
 import panel as pn
+from panel.io.resources import LOCAL_DIST
 
 from workbench.config import Settings
 from workbench.errors import WorkbenchError
 from workbench.runs import Run
-from workbench.session import Session
+from workbench.session import Session, shared_session
 from workbench.view_state import pack, unpack
+from workbench.views.live import Live
+from workbench.views.saved import saved_page
+from workbench.views.serving import app_about, app_paths
+from workbench.views.text import Text
 
-_STYLE = {"color": "#8a2b00", "border-left": "4px solid #D55E00", "padding": "6px 10px"}
+_BAD = {
+    "color": "var(--bad, #8a2b00)",
+    "background": "var(--bad-paper, #fdf1ea)",
+    "border-left": "4px solid #D55E00",
+    "padding": "6px 10px",
+}
+_MUTED = {"color": "var(--muted, #566270)", "font-size": "13px"}
+_COPY = """
+const link = window.location.href
+if (navigator.clipboard) {
+  navigator.clipboard.writeText(link).then(() => {
+    button.label = "Copied"
+    setTimeout(() => { button.label = "Copy link" }, 1500)
+  })
+} else {
+  window.prompt("This page's link", link)
+}
+"""
 
 
-def banner(text: str) -> pn.pane.Str:
+def banner(text: str) -> Text:
     """Show an error as plain text: it quotes what people typed, and text is shown, never run."""
-    return pn.pane.Str(text, styles=_STYLE, sizing_mode="stretch_width")
+    return Text(text, styles=_BAD, sizing_mode="stretch_width")
+
+
+def note(text: str) -> Text:
+    """Show a remark as plain text: an empty state, a count, a hint."""
+    return Text(text, styles=_MUTED, sizing_mode="stretch_width")
 
 
 def shown(draw: Callable[[], Any]) -> Any:
@@ -44,7 +71,8 @@ def state_of_link(kind: type[Settings]) -> tuple[Settings, str]:
 
 def beside(left: pn.viewable.Viewable, right: pn.viewable.Viewable) -> pn.FlexBox:
     """Put controls beside what they control; on a narrow screen above it."""
-    left.styles, right.styles = {"flex": "0 1 330px"}, {"flex": "1 1 560px", "min-width": "300px"}
+    left.styles = {"flex": "0 1 330px", "min-width": "min(330px, 100%)"}
+    right.styles = {"flex": "1 1 560px", "min-width": "min(300px, 100%)"}
     return pn.FlexBox(left, right, flex_wrap="wrap", align_items="flex-start", sizing_mode="stretch_width")
 
 
@@ -56,40 +84,68 @@ def keep_link(state: Settings) -> None:
 
 def copy_button() -> pn.widgets.Button:
     """A button that copies the page's address."""
-    button = pn.widgets.Button(label="Copy link", variant="outline", width=120)
-    button.js_on_click(code="navigator.clipboard.writeText(window.location.href)")
+    button = pn.widgets.Button(label="Copy link", variant="outline", width=110)
+    button.js_on_click(code=_COPY, args={"button": button})
     return button
 
 
 def save_button(name: str, content: Callable[[], pn.viewable.Viewable]) -> pn.widgets.FileDownload:
-    """A button that saves what is shown as one HTML file that opens offline."""
+    """A button that saves what is shown as one HTML report that opens offline.
 
-    def written() -> io.StringIO:
-        from bokeh.resources import INLINE
-
-        page = io.StringIO()
-        content().save(page, resources=INLINE, embed=False, title=name)
-        page.seek(0)
-        return page
-
+    Args:
+        name: of the file and the report's title.
+        content: figures, texts and tables to save, in their order.
+    """
     return pn.widgets.FileDownload(
-        callback=written, filename=f"{name}.html", label="Save as HTML", variant="outline", width=150
-    )
+        callback=lambda: saved_page(name, content()),
+        filename=f"{name}.html", label="Save as HTML", variant="outline", width=150,
+    )  # fmt: skip
 
 
 def code_of(lines: list[str]) -> pn.Accordion:
     """Show the notebook code that makes the same figure."""
-    return pn.Accordion(("Notebook code", pn.pane.Str("\n".join(lines), styles={"font-family": "monospace"})))
+    styles = {"font-family": "monospace", "font-size": "12px"}
+    code = Text("\n".join(lines), styles=styles, sizing_mode="stretch_width")
+    return pn.Accordion(("Notebook code", code), sizing_mode="stretch_width")
 
 
-def footer(run: Run) -> pn.pane.Str:
+def footer(run: Run) -> Text:
     """Say where the numbers come from."""
     made = run.provenance
     parts = (
         f"run {run.folder.name}", f"recipe {run.recipe['name']}", f"commit {made['commit'][:12]}",
         f"data {made['data_sha256'][:12]}", f"device {made['device']}", f"seeds {made['seeds']}",
     )  # fmt: skip
-    return pn.pane.Str(" · ".join(parts), styles={"color": "#666", "font-size": "12px"})
+    return note(" · ".join(parts))
+
+
+def framed(body: pn.viewable.Viewable, title: str, here: str, lead: str = "") -> pn.Template:
+    """Put a page's body under the header that all pages share.
+
+    Args:
+        body: of the page.
+        title: its heading.
+        here: name of its script; marked in the header.
+        lead: a sentence below the heading.
+    """
+    text = files("workbench").joinpath("templates/dashboard.html.j2").read_text("utf-8")
+    page = pn.Template(text, location=True)  # without it, the address would not follow the state
+    links = [(name, app_about(name)[0]) for name in app_paths() if name != "index"]
+    for name, value in {"heading": title, "here": here, "lead": lead, "links": links}.items():
+        page.add_variable(name, value)
+    page.add_panel("main", body)
+    return page
+
+
+def start_page() -> None:
+    """Load what pages need, once per page: no icon font and no address but the server's own."""
+    style = files("workbench").joinpath("templates/dashboard_parts.css").read_text("utf-8")
+    pn.extension("plotly", "tabulator", throttled=True, raw_css=[style])
+    if pn.state.curdoc is not None:
+        # Panel sets this only when it writes the page; a browser that comes back to a session that has ended
+        # gets a new one without that step, and would be sent to another machine for every style.
+        base = f"{pn.state.rel_path}/" if pn.state.rel_path else ""
+        pn.state.curdoc.template_variables["dist_url"] = base + LOCAL_DIST
 
 
 def open_view(
@@ -99,11 +155,22 @@ def open_view(
 
     Args:
         title: of the page.
-        view: its class.
+        view: its class. A static method ``prepare(session, state)``, if it has one, runs off the event loop
+            before the view is built: the place to load a model.
         kind: of its state.
     """
-    pn.extension("plotly", throttled=True)
+    start_page()
     state, problem = state_of_link(kind)
-    session = Session(os.environ.get("WORKBENCH_OUT", "reports"))
-    body = shown(lambda: view(session, state, problem))
-    pn.Column(f"# {title}", body, sizing_mode="stretch_width", margin=(0, 20)).servable(title=title)
+    session = shared_session(os.environ.get("WORKBENCH_OUT", "reports"))
+    here = kind.model_fields["app"].default
+    body = pn.Column(sizing_mode="stretch_width")
+
+    def build(_: object = None) -> None:
+        body[:] = [shown(lambda: view(session, state, problem))]
+
+    prepare = getattr(view, "prepare", None)
+    if prepare is None or not session.runs():
+        build()
+    else:
+        body[:] = [Live(lambda _, stopped: prepare(session, state), build, "Loading the model").ask(None)]
+    framed(body, title, here, app_about(here)[1]).servable(title=title)

@@ -1,11 +1,41 @@
-"""Type a condition and see a similarity matrix change."""
+"""Type a condition and see a similarity matrix change, or pairs of sentences move."""
 
+from typing import Any
+
+import numpy as np
 import panel as pn
 import param
+import plotly.graph_objects as go
+import polars as pl
 
-from workbench.errors import WorkbenchError
+from workbench.datasets import bundled
+from workbench.errors import DataError, WorkbenchError
 from workbench.figures import similarity_change_figure
+from workbench.figures_pairs import cosines_figure, quadrants_figure, separations_figure, slopes_figure
 from workbench.model import HyperCL
+from workbench.pair_changes import check_length, shows_texts
+from workbench.pair_comparison import HIDDEN, Compared, Comparer
+from workbench.session import Session
+from workbench.view_state import SimilarityState, ViewError
+from workbench.views.live import Job, Live
+from workbench.views.page import banner, beside, code_of, copy_button, footer, keep_link, note, save_button
+from workbench.views.tables import downloads, fill, table_of
+from workbench.views.text import Text
+
+SOURCES = {
+    "bundled sentences, all pairs of a domain": "bundled",
+    "pairs of your own": "own",
+    "the run's own pairs, as it scored them": "run",
+}
+_EXAMPLE = (
+    "The car in the yard is red.\tA red bicycle leans on the wall.\n"
+    "A cheap hotel by the sea.\tAn expensive hotel by the sea."
+)
+_COLUMNS = (
+    "row", "sentence1", "sentence2", "condition", "condition_kind", "plain", "conditioned", "change", "gold",
+    "rank_plain", "rank_conditioned", "rank_move", "quadrant",
+)  # fmt: skip
+_HINT = "Click a line, a dot, a cell or a table's row: what parts that pair most is then shown."
 
 
 class SimilarityView(pn.viewable.Viewer):
@@ -34,7 +64,7 @@ class SimilarityView(pn.viewable.Viewer):
             before = self._model.similarity(texts, texts, self.condition, strength=0).tolist()
         except WorkbenchError as problem:
             # Str, not Markdown or HTML: the message quotes what was typed, and text is shown, never run.
-            return pn.pane.Str(str(problem), styles={"color": "#a03000"})
+            return Text(str(problem), styles={"color": "#a03000"})
         title = self.condition if len(self.condition) < 60 else f"{self.condition[:57]}..."
         figure = similarity_change_figure(names, before, {title: after})
         return pn.pane.Plotly(figure, sizing_mode="stretch_width")
@@ -44,3 +74,247 @@ class SimilarityView(pn.viewable.Viewer):
         asked = ["condition", "strength"]
         controls = pn.Param(self, parameters=asked, show_name=False, default_layout=pn.Row)
         return pn.Column(controls, self.figure, sizing_mode="stretch_width")
+
+
+class PairsView(pn.viewable.Viewer):
+    """Pairs of sentences, plain and under what a person types."""
+
+    recipe = param.Selector(default=None, objects=[None], doc="Finished runs.")
+    model = param.Selector(default=None, objects=[None], doc="Whose cosines are the conditioned ones.")
+    pairs = param.Selector(default="bundled", objects=SOURCES, doc="Which pairs are compared.")
+    own = param.String(default=_EXAMPLE, doc="One pair per line, a tab or | between its two texts.")
+    condition = param.String(default="The colour.", doc="What to look at; press Enter.")
+    strength = param.Number(default=1.0, bounds=(0, 2), step=0.05, doc="0: plain encoder, 1: the model.")
+    attribute = param.Selector(
+        default="", objects={"as the condition asks": ""}, doc="What the gold score of a bundled pair is of."
+    )
+    chosen = param.Integer(
+        default=None, bounds=(0, None), allow_None=True, doc="Row of the chosen pair; click one or type it."
+    )
+
+    def __init__(self, session: Session, state: SimilarityState, problem: str = "") -> None:
+        """Build the view.
+
+        Args:
+            session: finished runs and models.
+            state: what to show.
+            problem: with the link, said in the banner.
+
+        Raises:
+            RunError: no finished run of Hyper-CL, none of the link's recipe, or one that kept no model.
+        """
+        self._session, self._problem, self._comparer = session, problem, Comparer(session)
+        self._run = session.run(state.recipe, "hyper_cl")
+        names = list(bundled.attributes())
+        self.param.attribute.objects = {"as the condition asks": "", **dict(zip(names, names, strict=True))}
+        self.param.recipe.objects = list(session.runs("hyper_cl"))
+        offered = self._comparer.models(self._run, state.pairs)
+        self.param.model.objects = offered
+        super().__init__(
+            recipe=self._run.recipe["name"], pairs=state.pairs, own=state.own or _EXAMPLE,
+            model=state.model if state.model in offered else offered[0], condition=state.condition,
+            strength=state.strength, chosen=state.chosen,
+            attribute=state.attribute if state.attribute in names else "",
+        )  # fmt: skip
+        self._make_panes()
+        self._asked: SimilarityState | DataError | None = None
+        self._live = Live(self._work, self._draw, "Comparing")
+        self._ask()
+
+    @staticmethod
+    def prepare(session: Session, state: SimilarityState) -> None:
+        """Load the model of a state."""
+        if state.pairs != "run":
+            run = session.run(state.recipe, "hyper_cl")
+            offered = Comparer.models(run, state.pairs)
+            session.model(run, state.model if state.model in offered else offered[0])
+
+    # --- what is asked --------------------------------------------------------------------------------------
+
+    @param.depends("recipe", "pairs", watch=True)
+    def _offer(self) -> None:
+        """Offer the models that the chosen run and pairs allow."""
+        self._run = self._session.run(self.recipe, "hyper_cl")
+        offered = self._comparer.models(self._run, self.pairs)
+        self.param.model.objects = offered
+        # One update, so that one request is made and not one for every control.
+        self.param.update(model=self.model if self.model in offered else offered[0], chosen=None)
+        self._ask()
+
+    def state(self) -> SimilarityState:
+        """Return what is shown as a value for a link.
+
+        Raises:
+            DataError: pairs of one's own that are too long for a link.
+        """
+        own = self.own if self.pairs == "own" else ""
+        check_length(own)
+        names = ("recipe", "model", "pairs", "condition", "strength", "attribute", "chosen")
+        return SimilarityState(**{name: getattr(self, name) for name in names}, own=own)
+
+    @param.depends("model", "own", "condition", "strength", "attribute", "chosen", watch=True)
+    def _ask(self) -> None:
+        try:
+            request = self.state()
+        except DataError as problem:  # said where other errors are
+            request = problem
+        if request != self._asked:  # several controls may have changed for one question
+            self._asked = request
+            self._live.ask(request)
+
+    def compared(self) -> Compared:
+        """Compute what is asked for now, for notebooks.
+
+        Raises:
+            WorkbenchError: a condition, pairs or a run that cannot be used.
+        """
+        return self._comparer.compared(self.state())
+
+    def _work(self, state: SimilarityState | DataError, job: Job) -> Compared:
+        if isinstance(state, DataError):
+            raise state
+
+        def said(text: str) -> None:
+            if job.stopped:
+                raise ViewError("cancelled")
+            job.say(text)
+
+        return self._comparer.compared(state, said)
+
+    # --- drawing --------------------------------------------------------------------------------------------
+
+    def _make_panes(self) -> None:
+        def pane(least: int = 330) -> pn.pane.Plotly:
+            styles = {"flex": f"1 1 {least}px", "min-width": "min(270px, 100%)"}
+            made = pn.pane.Plotly(
+                sizing_mode="stretch_width", link_figure=False, visible=False, styles=styles
+            )
+            made.param.watch(self._click, "click_data")
+            return made
+
+        self._slopes, self._quadrants, self._parted = pane(), pane(), pane()
+        self._matrices = [pane(275) for _ in range(3)]
+        self._said, self._told, self._sentences = note(""), note(""), note("")
+        self._table, self._flips = table_of(self._pick), table_of(self._pick, "above")
+        self._code = pn.Column(sizing_mode="stretch_width")
+
+    def _pick(self, row: int) -> None:
+        self.chosen = row
+
+    def _click(self, event: param.parameterized.Event) -> None:
+        points = (event.new or {}).get("points") or [{}]
+        row = points[0].get("customdata")
+        if isinstance(row, int) and row >= 0:
+            self.chosen = row
+
+    def figure(self, compared: Compared) -> go.Figure:
+        """Draw the pairs that move most as slopes, the chosen one among them."""
+        return slopes_figure(compared.drawn(), compared.condition, compared.state.chosen)
+
+    def matrices(self, compared: Compared) -> list[go.Figure]:
+        """Draw some sentences with each other: before, after and change; empty where texts are not shown."""
+        if not compared.texts:
+            return []
+        places = compared.few()
+        at = {place: number for number, place in enumerate(places)}
+        cells = {
+            (min(at[one], at[two]), max(at[one], at[two])): row
+            for one, two, row in compared.pairs.select("first", "second", "row").iter_rows()
+            if one in at and two in at
+        }
+        framed = next((cell for cell, row in cells.items() if row == compared.state.chosen), None)
+        before, after = (values[np.ix_(places, places)] for values in (compared.before, compared.after))
+        texts = [compared.texts[place] for place in places]
+        sides = [("plain encoder", before), (compared.condition, after), ("change", after - before)]
+        return [
+            cosines_figure(texts, values.tolist(), title, cells, change=place == 2, chosen=framed)
+            for place, (title, values) in enumerate(sides)
+        ]
+
+    def _draw(self, compared: Compared) -> None:
+        keep_link(self.state())
+        pairs, chosen, parted = compared.pairs, compared.state.chosen, compared.parted
+        figures = [
+            self.figure(compared),
+            quadrants_figure(pairs, compared.condition, chosen),
+            None if parted is None else separations_figure(parted, compared.state.condition),
+            *(self.matrices(compared) or [None] * 3),
+        ]
+        panes = (self._slopes, self._quadrants, self._parted, *self._matrices)
+        for pane, figure in zip(panes, figures, strict=True):
+            if figure is not None:
+                pane.object = figure
+            pane.visible = figure is not None
+        numbered = (
+            [f"{number}. {compared.texts[place]}" for number, place in enumerate(compared.few(), 1)]
+            if compared.texts
+            else []
+        )
+        self._sentences.param.update(object="\n".join(numbered), visible=bool(numbered))
+        self._said.object, self._told.object = compared.summary(), self._next(compared)
+        columns = [name for name in _COLUMNS if name in pairs.columns]
+        fill(self._table, pairs.select(columns).sort(pl.col("change").abs(), descending=True), chosen)
+        fill(self._flips, compared.turned(), chosen, "above")
+        self._code[:] = [code_of(self.code())]
+
+    def _next(self, compared: Compared) -> str:
+        """Say what to do next, or why something is not there."""
+        if "sentence1" not in compared.pairs.columns:
+            return "" if shows_texts(self._run) else HIDDEN
+        if compared.chosen.is_empty():
+            return _HINT
+        row = compared.chosen.to_dicts()[0]
+        lost = (
+            ""
+            if compared.parted is not None
+            else "\nThe run kept no such model, so no other condition is asked."
+        )
+        return f"Chosen, row {row['row']}: {row['sentence1']}  |  {row['sentence2']}{lost}"
+
+    def code(self) -> list[str]:
+        """Return notebook code that makes the same figure."""
+        state = self.state().model_dump(mode="json", exclude={"version", "app"})
+        return [
+            "from workbench.session import Session",
+            "from workbench.view_state import SimilarityState",
+            "from workbench.views.similarity import PairsView",
+            f"view = PairsView(Session(), SimilarityState(**{state!r}))",
+            "view.figure(view.compared())",
+        ]
+
+    def _content(self) -> list[pn.viewable.Viewable]:
+        """Return texts, figures and tables in their order."""
+        return [
+            self._said,
+            pn.FlexBox(self._slopes, self._quadrants, sizing_mode="stretch_width"),
+            self._told,
+            self._parted,
+            pn.FlexBox(*self._matrices, sizing_mode="stretch_width"),
+            self._sentences,
+            note("All pairs, those that move most first; cosines from -1 to 1, rank 1 is most alike."),
+            self._table,
+            note("Rank flips: couples of pairs whose order turns round most clearly; above was more alike."),
+            self._flips,
+        ]
+
+    def _shown_for(self, *sources: str) -> Any:
+        return pn.bind(lambda source: source in sources, self.param.pairs)
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        """Lay out controls, figures, tables and footer; narrow screens stack them."""
+        made, typed = pn.widgets, self._shown_for("bundled", "own")
+        controls = pn.Column(
+            *(made.Select.from_param(self.param[name], width=300) for name in ("recipe", "model", "pairs")),
+            made.TextAreaInput.from_param(self.param.own, width=300, rows=5, visible=self._shown_for("own")),
+            made.TextInput.from_param(self.param.condition, width=300, visible=typed),
+            made.FloatSlider.from_param(self.param.strength, width=300, visible=typed),
+            made.Select.from_param(self.param.attribute, width=300, visible=self._shown_for("bundled")),
+            made.IntInput.from_param(self.param.chosen, width=300),
+        )
+        saved = save_button("similarity", lambda: pn.Column(*self._content(), footer(self._run)))
+        numbers = downloads("pairs", lambda: self.compared().pairs)
+        left = pn.Column(controls, pn.Row(copy_button(), saved), numbers, self._code)
+        top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
+        right = pn.Column(self._live, *self._content(), sizing_mode="stretch_width")
+        last = pn.bind(lambda _: footer(self._run), self.param.recipe)
+        return pn.Column(*top, beside(left, right), last, sizing_mode="stretch_width")

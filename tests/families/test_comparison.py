@@ -1,0 +1,112 @@
+"""What families share: means over seeds with Student's interval, differences seed by seed, resumed runs."""
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from workbench.errors import RecipeError
+from workbench.families.comparison import CURVES, Outcome, comparison_of, interval_over_seeds
+from workbench.family_tables import family_runs, family_table
+from workbench.papers import FAMILIES, load_recipe, paper_of
+from workbench.runs import Run
+from workbench.tables import bar_table, main_metric, model_table, score_table
+
+VALUES = {"shift": (0.4, 0.5, 0.6), "none": (0.1, 0.3, 0.2)}
+
+
+@pytest.fixture
+def recipe():
+    models = [{"name": name, "kind": name} for name in VALUES]
+    return load_recipe("family_aspect", {"models": models, "bars": []})
+
+
+def measured(recipe, store, tmp_path, calls):
+    def measure(recipe, content, model, seed, folder):
+        calls.append((model.name, seed))
+        line = [1.0, 2.0], [float(seed), 3.0]
+        return Outcome({"accuracy": VALUES[model.name][seed]}, 50, curves={"line": line})
+
+    return comparison_of(measure)(recipe, None, store, tmp_path, "cpu")
+
+
+def test_a_mean_has_students_interval_over_seeds():
+    """0.4, 0.5, 0.6: mean 0.5, deviation 0.1, half = t 0.1 / sqrt(3) = 4.3027 x 0.057735 = 0.2484."""
+    low, high = interval_over_seeds(np.array([0.4, 0.5, 0.6]))
+    assert (low, high) == pytest.approx((0.5 - 0.2484, 0.5 + 0.2484), abs=1e-4)
+    ours = stats.ttest_1samp([0.4, 0.5, 0.6], 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((ours.low, ours.high))
+
+
+def test_one_seed_has_no_interval():
+    assert all(math.isnan(side) for side in interval_over_seeds(np.array([0.4])))
+
+
+def test_differences_are_taken_seed_by_seed(recipe, word_store, tmp_path):
+    metrics = measured(recipe, word_store, tmp_path, []).metrics
+    [row] = metrics.filter(model="shift", metric="accuracy_minus_none").to_dicts()
+    # 0.3, 0.2, 0.4: mean 0.3, and not the interval of two independent means.
+    assert row["value"] == pytest.approx(0.3)
+    assert row["high"] - row["value"] == pytest.approx(0.2484, abs=1e-4)
+    assert row["count"] == 50
+    seeds = metrics.filter(pl.col("seed").is_not_null(), model="shift")["value"].to_list()
+    assert seeds == pytest.approx([0.4, 0.5, 0.6])
+
+
+def test_curves_are_kept_by_model_and_seed(recipe, word_store, tmp_path):
+    scores = measured(recipe, word_store, tmp_path, []).scores
+    assert scores.schema == pl.Schema(CURVES)
+    assert scores.filter(model="none", seed=2)["y"].to_list() == [2.0, 3.0]
+    assert scores.height == 2 * 3 * 2
+
+
+def test_finished_models_are_not_computed_again(recipe, word_store, tmp_path):
+    first, again = [], []
+    before = measured(recipe, word_store, tmp_path, first)
+    after = measured(recipe, word_store, tmp_path, again)
+    assert (len(first), again) == (6, [])
+    assert before.metrics.equals(after.metrics)
+    assert before.scores.equals(after.scores)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_its_recipe_with_seeds_bars_and_a_control(name):
+    recipe = load_recipe(f"family_{name}")
+    roles = [model.role for model in recipe.models]
+    assert len(recipe.seeds) >= 3
+    assert "control" in roles
+    assert recipe.bars
+    assert recipe.sets == ("families",)
+    known = {model.name for model in recipe.models}
+    assert {bar.model for bar in recipe.bars} <= known
+    assert recipe.reading
+    for part in ("RECIPE", "load_data", "needs_tokens", "compare"):
+        assert hasattr(paper_of(name), part)
+
+
+def test_a_setting_that_a_family_does_not_have_is_refused():
+    with pytest.raises(RecipeError, match="unknown key 'width'"):
+        load_recipe("family_aspect", {"width": 3})
+
+
+def test_a_run_is_listed_ranked_and_held_against_its_bars(tiny_family_run):
+    run = tiny_family_run
+    assert main_metric(run) == "accuracy"
+    names = [row[0] for row in score_table(run).rows]
+    assert sorted(names) == sorted(model["name"] for model in run.recipe["models"])
+    assert bar_table(run).rows == []
+    assert list(family_runs(run.folder.parent.parent)) == ["family_aspect_tiny"]
+    [row] = family_table([run]).rows
+    best = model_table(run).sort("accuracy", descending=True).filter(pl.col("model") != "none")
+    assert row[2].startswith(f"{best['model'][0]} {best['accuracy'][0]:.3f}")
+    assert row[3].startswith("none ")
+    assert row[4] == "-"
+
+
+def test_lower_is_better_turns_the_order(tiny_family_run):
+    turned = Run(tiny_family_run.folder)
+    turned.__dict__["recipe"] = tiny_family_run.recipe | {"lower_is_better": True}
+    rows, other = score_table(tiny_family_run).rows, score_table(turned).rows
+    assert [row[0] for row in rows] == [row[0] for row in other][::-1]

@@ -1,0 +1,170 @@
+"""Work off the event loop: the newest request wins, and what nobody waits for is dropped."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+from bokeh.document import Document
+
+from workbench.errors import DataError
+from workbench.views import live
+from workbench.views.live import Job, Live, Stopped
+
+
+class Page(Document):
+    """Stands for the document of an open page: what is due next waits until it is asked for."""
+
+    session_context = SimpleNamespace(request=SimpleNamespace(arguments={}))
+
+    def __init__(self):
+        super().__init__()
+        self.due, self.closed = [], []
+
+    def add_next_tick_callback(self, callback):
+        self.due.append(callback)
+
+    def on_session_destroyed(self, callback):
+        self.closed.append(callback)
+
+    def tick(self):
+        due, self.due = self.due, []
+        for callback in due:
+            callback()
+
+
+class Pool:
+    """Stands for the threads: work waits until it is told to run."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def submit(self, function, *given):
+        self.waiting.append((function, given))
+
+    def work(self, place=0):
+        function, given = self.waiting.pop(place)
+        function(*given)
+
+
+@pytest.fixture
+def page(monkeypatch):
+    page = Page()
+    monkeypatch.setattr(type(live.pn.state), "curdoc", page)
+    return page
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    monkeypatch.setattr(live, "POOL", Pool())
+    return live.POOL
+
+
+def test_without_a_page_a_request_is_answered_at_once():
+    drawn = []
+    Live(lambda request, job: request * 2, drawn.append).ask(21)
+    assert drawn == [42]
+
+
+def test_an_error_is_said_and_what_was_shown_stays():
+    def work(request, job):
+        raise DataError(f"{request} is no condition")
+
+    drawn = []
+    line = Live(work, drawn.append).ask("<b>")
+    assert line.said == "<b> is no condition"
+    assert drawn == []
+
+
+def test_a_stale_request_is_not_even_started(page, pool):
+    worked, drawn = [], []
+    line = Live(lambda request, job: worked.append(request) or request, drawn.append)
+    line.ask("old")
+    line.ask("new")
+    pool.work()
+    pool.work()
+    page.tick()
+    assert worked == drawn == ["new"]
+
+
+def test_a_result_that_comes_late_is_dropped(page, pool):
+    drawn = []
+    line = Live(lambda request, job: request, drawn.append)
+    line.ask("old")
+    pool.work()  # the old result is ready, but not drawn yet
+    line.ask("new")
+    page.tick()
+    assert drawn == []
+    pool.work()
+    page.tick()
+    assert drawn == ["new"]
+
+
+def test_cancelled_work_learns_of_it_and_draws_nothing(page, pool):
+    seen, drawn = [], []
+
+    def work(request, job):
+        line.cancel()
+        seen.append(job.stopped)
+        return request
+
+    line = Live(work, drawn.append)
+    line.ask(1)
+    pool.work()
+    page.tick()
+    assert (seen, drawn) == ([True], [])
+    assert "Cancelled" in line.said
+
+
+def test_a_page_that_closes_stops_its_work(page, pool):
+    worked = []
+    Live(lambda request, job: worked.append(request), print).ask(1)
+    for callback in page.closed:
+        callback(None)
+    pool.work()
+    assert worked == []
+
+
+def test_long_work_says_how_far_it_is_and_ends_when_nobody_waits(page, pool):
+    said, job = [], None
+
+    def work(request, own):
+        nonlocal job
+        job = own
+        own.told(2000)(640)
+
+    line = Live(work, print, "Encoding")
+    line.ask(None)
+    pool.work()
+    page.due[0]()
+    said.append(line.said)
+    assert said == ["Encoding: 640 of 2,000"]
+    job.stop()
+    with pytest.raises(Stopped):
+        job.told(2000)(704)
+
+
+def test_real_threads_answer_the_newest_request_last():
+    """Fifty requests over the shared threads: whatever order they end in, the last one stays."""
+    ready = threading.Event()
+
+    def work(request, job):
+        ready.wait(5)
+        return request
+
+    page, drawn = Page(), []
+    line = Live(work, drawn.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(live.pn.state), "curdoc", page)
+        for request in range(50):
+            line.ask(request)
+        ready.set()
+        live.POOL.submit(int).result()
+        while not drawn:
+            page.tick()
+    assert drawn == [49]
+
+
+def test_a_job_is_not_stopped_by_another_ones_stop():
+    one, two = Job(print), Job(print)
+    one.stop()
+    assert (one.stopped, two.stopped) == (True, False)

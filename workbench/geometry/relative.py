@@ -1,0 +1,92 @@
+"""Relative representations: a row as its cosines to anchors that every space knows.
+
+Two encoders trained apart place the same items differently, but keep angles: what is said in angles to shared
+items can be read by a head that was trained on another encoder. It is the answer to connecting N encoders
+with M others that needs no training.
+
+Shape letters: N rows, A anchors, D and E widths, S spaces.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float, Int
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn import functional
+
+from workbench.errors import DataError
+
+
+def relative(rows: Float[Tensor, "N D"], anchors: Float[Tensor, "A D"]) -> Float[Tensor, "N A"]:
+    """Return each row's cosines to anchors, both about the anchors' mean; -1 to 1.
+
+    Turning, shifting and stretching a space as a whole change nothing.
+
+    Args:
+        rows: in any space.
+        anchors: embeddings in that space of items that are the same for all spaces; well over a hundred.
+
+    Raises:
+        DataError: fewer than two anchors, or anchors that are all equal.
+
+    Source: Moschella et al. (2023), arXiv 2209.15430, equation 2. Deviation: about the mean of the anchors,
+    without which what all rows share decides the cosines.
+    """
+    centre = anchors.mean(0)
+    if len(anchors) < 2 or not (anchors - centre).any():
+        raise DataError(f"{len(anchors)} anchors show no direction; give at least 2 that differ")
+    return functional.normalize(rows - centre, dim=1) @ functional.normalize(anchors - centre, dim=1).T
+
+
+@dataclass(frozen=True)
+class Space:
+    """One encoder's embeddings of the same items as all others'.
+
+    Attributes:
+        train: of the labelled items that heads are trained on.
+        test: of the items that they are tried on.
+    """
+
+    train: Float[Tensor, "N D"]
+    test: Float[Tensor, "M D"]
+
+
+def stitching(
+    spaces: Mapping[str, Space],
+    labels: tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"]],
+    anchors: Int[Tensor, " A"],
+) -> pl.DataFrame:
+    """Try each space's head on every space, as it is and by relative representations.
+
+    Heads are logistic regressions, trained after the encoders. A head that sees
+    absolute features of another space is the control: it needs equal widths.
+
+    Args:
+        spaces: by name.
+        labels: of the train and of the test items.
+        anchors: which train items are anchors; without their labels.
+
+    Returns:
+        One row per kind ("absolute" or "relative"), head's space and encoder's space: kind, head, encoder,
+        accuracy (0 to 1, ideal 1; null where absolute widths differ).
+    """
+    found = []
+    views = {
+        "absolute": spaces,
+        "relative": {
+            name: Space(*(relative(rows, space.train[anchors]) for rows in (space.train, space.test)))
+            for name, space in spaces.items()
+        },
+    }
+    for kind, view in views.items():
+        for head, own in view.items():
+            # Not standardised: small cosines scaled up are where spaces differ.
+            trained = LogisticRegression(max_iter=5000).fit(own.train.numpy(), labels[0])
+            for name, other in view.items():
+                fits = own.train.shape[1] == other.test.shape[1]
+                accuracy = float(trained.score(other.test.numpy(), labels[1])) if fits else None
+                found.append({"kind": kind, "head": head, "encoder": name, "accuracy": accuracy})
+    return pl.DataFrame(found, schema_overrides={"accuracy": pl.Float64})

@@ -1,0 +1,169 @@
+"""Work off the event loop: the newest request wins, stale results are dropped, long work can be cancelled.
+
+A view uses it in five lines:
+
+1. ``self._live = Live(self._work, self._draw)`` in ``__init__``, one for each part that changes by itself.
+2. ``_work(request, job)`` runs in a thread: it computes from the request alone, touches no widget, and
+   between steps of long work asks ``job.stopped`` and says ``job.say("300 of 2,000 sentences")``.
+3. ``_draw(result)`` runs back under the page's lock and sets panes.
+4. ``self._live.ask(self.state())`` in a method with ``@param.depends(..., watch=True)``, and at the start.
+5. ``self._live`` stands in the layout: it shows that work goes on, a button that cancels it, and errors.
+
+Without a server (a notebook, a test) ``ask`` works and draws before it returns. Threads are shared by all
+sessions, since the machine is; requests, jobs and results belong to the view that asked.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Event
+from typing import Any
+
+import panel as pn
+
+from workbench.errors import WorkbenchError
+from workbench.views.text import Text
+
+_log = logging.getLogger(__name__)
+POOL = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="dashboard")
+
+
+class Stopped(WorkbenchError):
+    """Work that nobody waits for any more."""
+
+
+class Job:
+    """One request on its way."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        """Start as neither stopped nor done.
+
+        Args:
+            tell: shows how far the work is.
+        """
+        self._stop, self._tell = Event(), tell
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a newer request, a person or a closed page has made this one useless."""
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """Ask the work to end; its result is dropped in any case."""
+        self._stop.set()
+
+    def told(self, total: int) -> Callable[[int], None]:
+        """Return what a long loop calls with its count: it shows it, and ends a loop that nobody waits for.
+
+        Args:
+            total: of what is counted.
+        """
+
+        def count(done: int) -> None:
+            if self.stopped:
+                raise Stopped("cancelled")
+            self.say(f"{done:,} of {total:,}")
+
+        return count
+
+    def say(self, text: str) -> None:
+        """Show how far the work is."""
+        if not self.stopped:
+            self._tell(text)
+
+
+class Live(pn.viewable.Viewer):
+    """A line that says what goes on, and the work behind it."""
+
+    def __init__(
+        self, work: Callable[[Any, Job], Any], draw: Callable[[Any], None], doing: str = "Working"
+    ) -> None:
+        """Build the line.
+
+        Args:
+            work: from a request to a result, in a thread.
+            draw: shows a result.
+            doing: what is said meanwhile.
+        """
+        super().__init__()
+        self._work, self._draw, self._doing = work, draw, doing
+        self._job = Job(self._tell)
+        self._document: Any = None
+        self._line = Text("", css_classes=["live"], sizing_mode="stretch_width")
+        self._cancel = pn.widgets.Button(label="Cancel", variant="outline", width=80, visible=False)
+        self._cancel.on_click(lambda _: self.cancel())
+
+    def ask(self, request: Any) -> "Live":
+        """Start work on a request; what was asked before is dropped."""
+        self._job.stop()
+        self._job = job = Job(self._tell)
+        document = pn.state.curdoc
+        if document is None or document.session_context is None:
+            self._finish(job, *_outcome(self._work, request, job))
+            return self
+        if self._document is not document:  # a page that closes stops its work
+            self._document = document
+            document.on_session_destroyed(self._closed)
+        self._say(f"{self._doing} …", busy=True)
+        POOL.submit(self._run, request, job, self._document)
+        return self
+
+    def cancel(self) -> None:
+        """Drop what is under way; what was shown before stays."""
+        self._job.stop()
+        self._say("Cancelled; what is shown is from before.")
+
+    def _closed(self, _: Any) -> None:
+        self._job.stop()
+
+    def _run(self, request: Any, job: Job, document: Any) -> None:
+        """Work in a thread, unless the request is stale already."""
+        if not job.stopped:
+            try:
+                outcome = _outcome(self._work, request, job)
+            except Exception as problem:  # else the page would wait for ever
+                _log.exception("a dashboard's work failed")
+                outcome = None, f"This failed with {type(problem).__name__}; the server's log says more.", 0.0
+            if not job.stopped:
+                document.add_next_tick_callback(partial(self._finish, job, *outcome))
+
+    def _finish(self, job: Job, result: Any, problem: str, seconds: float) -> None:
+        """Show a result or its error, if nothing newer was asked meanwhile."""
+        if job is not self._job or job.stopped:
+            return
+        with pn.io.hold():
+            if not problem:
+                try:
+                    self._draw(result)
+                except WorkbenchError as found:
+                    problem = str(found)
+            self._say(problem or f"Ready in {seconds:.2f} s.", bad=bool(problem))
+
+    def _tell(self, text: str) -> None:
+        if self._document is not None:
+            self._document.add_next_tick_callback(partial(self._say, f"{self._doing}: {text}", busy=True))
+
+    def _say(self, text: str, *, busy: bool = False, bad: bool = False) -> None:
+        self._line.param.update(object=text, css_classes=["live", *["busy"] * busy, *["bad"] * bad])
+        self._cancel.visible = busy
+
+    @property
+    def said(self) -> str:
+        """What the line says."""
+        return self._line.object
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        """Lay out the line with its button; its height is kept, so that nothing below jumps."""
+        return pn.Row(self._line, self._cancel, sizing_mode="stretch_width", min_height=40)
+
+
+def _outcome(work: Callable[[Any, Job], Any], request: Any, job: Job) -> tuple[Any, str, float]:
+    """Return a result, or what is wrong in one sentence, and the seconds it took."""
+    began = time.perf_counter()
+    try:
+        return work(request, job), "", time.perf_counter() - began
+    except WorkbenchError as problem:
+        return None, str(problem), time.perf_counter() - began
