@@ -4,7 +4,7 @@ Shape letters: N sentences, D width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -40,6 +40,7 @@ class Moved:
         shown: share of the variance of both that the two axes of the map hold, 0 to 1.
         asked: the condition, or two with their weights.
         strength: that was asked for.
+        kept: agreement of the plain side, which no condition changes, by measure and attribute.
     """
 
     frame: pl.DataFrame
@@ -48,6 +49,7 @@ class Moved:
     shown: float
     asked: Condition = ""
     strength: float = 1.0
+    kept: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
     @cached_property
     def distance(self) -> Float[Tensor, " N"]:
@@ -126,13 +128,14 @@ class Moved:
         values, sides = self._sides(attribute)
         kinds, draw = int(values.max()) + 1, np.random.default_rng(0)
         shuffled = [draw.permutation(values) for _ in range(SHUFFLES)]
-        rows = []
-        for side, part in sides:
+
+        def agreement(part: Float[Tensor, "M D"]) -> dict[str, float]:
             with threadpool_limits(1):
                 cluster = KMeans(kinds, n_init=3, random_state=0).fit_predict(part.numpy())
             floor = float(np.mean([_common(cluster, one).mean() for one in shuffled]))
-            rows.append({"side": side, **_measured(_common(cluster, values)), "floor": floor})
-        return pl.DataFrame(rows)
+            return {**_measured(_common(cluster, values)), "floor": floor}
+
+        return self._both("clusters", attribute, sides, agreement)
 
 
 def _common(cluster: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -174,6 +177,7 @@ class ConditionedTexts:
         kept = max(3, _KEPT // max(1, self.frame.height * 1536))
         self._encode = lru_cache(maxsize=min(16, kept))(self._encode_now)
         self._axes = lru_cache(maxsize=16)(self._axes_now)
+        self._kept: dict[tuple[str, str], dict[str, float]] = {}
 
     @cached_property
     def attributes(self) -> list[str]:
@@ -219,7 +223,8 @@ class ConditionedTexts:
         names = ("x0", "y0", "x1", "y1")
         columns = [pl.Series(name, column) for name, column in zip(names, places.T, strict=True)]
         shown = float(axes.explained_variance_ratio_.sum())
-        return Moved(self.frame.with_columns(columns), before, after, shown, _condition(mixed), strength)
+        frame = self.frame.with_columns(columns)
+        return Moved(frame, before, after, shown, _condition(mixed), strength, self._kept)
 
     def search(self, moved: Moved, query: str, count: int = 10) -> pl.DataFrame:
         """Find the sentences most alike to a query, plain and under the condition of a move.

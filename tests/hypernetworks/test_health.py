@@ -31,6 +31,12 @@ def test_an_untrained_generator_is_flagged():
     assert health.verdict == "the generator did not train"
 
 
+@pytest.mark.parametrize(("now", "moved"), [(2.0, 1.0), (0.0, 0.0)])
+def test_a_head_that_started_at_zero_has_moved_all_the_way_or_not_at_all(now, moved):
+    generator = table_of([[now, 0.0], [0.0, now]])
+    assert health_of(generator, torch.eye(2), torch.zeros(2, 2)).moved == moved
+
+
 def test_a_generator_whose_conditions_do_not_move_the_weights_is_flagged():
     generator = low_rank()
     start = generator.head.weight.detach().clone()

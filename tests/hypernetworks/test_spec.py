@@ -200,5 +200,26 @@ def test_effective_rank_is_zero_when_no_condition_moves_the_weights(mode):
     assert weights.effective_rank("projection") == 0.0
 
 
+def test_drift_is_the_mean_squared_distance_over_conditions_worked_out_by_hand():
+    spec = ParamSpec((Slot("a", (2,), "vector"), Slot("b", (1,), "vector")))
+    kept = spec.compose(torch.tensor([[1.0, 2, 3], [0, 0, 0]]))
+    now = spec.compose(torch.tensor([[1.0, 4, 3], [1, 0, 3]], requires_grad=True))
+    # Condition 0: 2^2 = 4; condition 1: 1 + 3^2 = 10; mean 7.
+    assert float(now.drift_from(kept).detach()) == 7
+    assert now.drift_from(kept).requires_grad
+    assert kept.drift_from(kept) == 0
+
+
+@pytest.mark.parametrize("mode", ["full", "vector"])
+def test_drift_is_the_squared_frobenius_distance_where_nothing_is_factored(mode):
+    one, other = generated(SLOTS[mode], 0), generated(SLOTS[mode], 1)
+    both = GeneratedWeights(
+        one.spec, {"projection": torch.cat([one.tensors["projection"], other.tensors["projection"]])}
+    )
+    distances = both.distances("projection")[:CONDITIONS, CONDITIONS:].diagonal()
+    # The distances come from double precision, the drift from single.
+    assert float(one.drift_from(other)) == pytest.approx(float(distances.square().mean()), rel=1e-5)
+
+
 def test_the_number_of_conditions_is_the_length():
     assert len(generated(SLOTS["lowrank"])) == CONDITIONS

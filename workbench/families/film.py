@@ -1,22 +1,22 @@
-"""FiLM: a condition scales and shifts every channel. Where that is enough, and where it cannot be.
+"""FiLM: a condition scales and shifts every channel. Where that is enough, and where it is not.
 
 Task t has a scale and a shift of its own for each channel of each hidden layer, of a network that all tasks
 share:
 
     h <- relu(gamma_t * (W h + b) + beta_t),  gamma_t = 1 + delta_t                                       (1)
 
-with delta_t = beta_t = 0 at the start, the identity. The network and tasks 0 to 4 are learned together; then
-the network is frozen, and tasks 5 to 9 learn (1) alone. Nothing that an old task uses can change any more, so
-nothing is forgotten: it is the frozen network that sees to that, not FiLM.
+with delta_t = beta_t = 0 at the start, the identity. The network and its first tasks (0 to 4) are learned
+together; then the network is frozen, and the other tasks learn (1) alone. Nothing that an old task uses can
+change any more, so nothing is forgotten: it is the frozen network that sees to that, not FiLM.
 
 Two streams of tasks. "relabelled": digits are renamed and light and dark exchanged, which are changes of
-channels. "permuted": pixels stand in another order, for which W itself would have to change; scaling the
-channels of a frozen W cannot do it.
+channels. "permuted": pixels stand in another order, for which W would have to change; (1) can only weigh and
+shift what a frozen W gives.
 
-The controls, for both streams: factors of a low rank added to each frozen W ("factors", LoRA), every weight
-generated, by a generator that goes on training and is held in place on earlier tasks ("hyper", see the family
-``continual``), a network per task ("separate"), and one network trained on that is not told the task
-("shared").
+The controls: factors of a low rank added to each frozen W ("factors", LoRA), every weight generated, by a
+generator that goes on training and is held in place on earlier tasks ("hyper", see the family ``continual``),
+a network per task ("separate"), and one network trained on that is not told the task ("shared"). What a task
+owns has a learning rate of its own: at the network's, (1) is far from trained when the steps are over.
 
 Deviations from the paper: learned rows in place of a network that reads a question, a small fully connected
 network, and digits in place of CLEVR.

@@ -99,8 +99,6 @@ class FairnessView(pn.viewable.Viewer):
             names = [name for name in run.models() if reads_text(run, name)]
             session.model(run, _chosen(state.text_model, names, *FIRST_MODELS))
 
-    # --- what is offered ------------------------------------------------------------------------------------
-
     def _of_images(self, state: FairnessState, run: Run) -> dict[str, str]:
         """Offer what image runs hold, and choose from it."""
         self.param.recipe.objects = list(self._images)
@@ -189,8 +187,6 @@ class FairnessView(pn.viewable.Viewer):
             self._stimuli, self._own = stimuli.bundled_stimuli(), ""
         self._ask()
 
-    # --- measuring ------------------------------------------------------------------------------------------
-
     def measured(self) -> Sides | Associations:
         """Compute what is asked for now, for notebooks.
 
@@ -219,8 +215,6 @@ class FairnessView(pn.viewable.Viewer):
             for recipe, model in chosen
             if recipe in self._images
         ]
-
-    # --- drawing --------------------------------------------------------------------------------------------
 
     def _make_panes(self) -> None:
         flex = {"flex": "1 1 420px", "min-width": "min(300px, 100%)"}
