@@ -223,7 +223,7 @@ def report(out: Out = Path("reports")) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="hyper_cl, hyper_clip, hyper_align, hyper_align_memory or apps")],
+    name: Annotated[str, typer.Argument(help="hyper_cl, hyper_clip, hyper_align, families, apps.")],
     out: Annotated[Path | None, typer.Option(help="Folder for NAME.json.")] = None,
     device: Device = "cpu",
 ) -> None:

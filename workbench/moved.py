@@ -106,13 +106,26 @@ class Moved:
         """
         values, sides = self._sides(attribute)
         floor = float(((np.bincount(values) / len(values)) ** 2).sum())
-        rows = []
-        for side, part in sides:
+
+        def agreement(part: Float[Tensor, "M D"]) -> dict[str, float]:
             cosines = (part @ part.T).fill_diagonal_(-2.0)
             near = cosines.topk(min(NEIGHBOURS, len(part) - 1)).indices.numpy()
-            rows.append(
-                {"side": side, **_measured((values[near] == values[:, None]).mean(1)), "floor": floor}
-            )
+            return {**_measured((values[near] == values[:, None]).mean(1)), "floor": floor}
+
+        return self._both("purity", attribute, sides, agreement)
+
+    def _both(
+        self,
+        what: str,
+        attribute: str,
+        sides: list[tuple[str, Float[Tensor, "M D"]]],
+        measure: Callable[[Float[Tensor, "M D"]], dict[str, float]],
+    ) -> pl.DataFrame:
+        """Measure both sides, the plain one once for all conditions."""
+        (before, plain), (after, conditioned) = sides
+        if (what, attribute) not in self.kept:
+            self.kept[what, attribute] = measure(plain)
+        rows = [{"side": before, **self.kept[what, attribute]}, {"side": after, **measure(conditioned)}]
         return pl.DataFrame(rows)
 
     def clusters(self, attribute: str) -> pl.DataFrame:

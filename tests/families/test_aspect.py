@@ -104,6 +104,17 @@ def test_a_row_generates_what_it_says_and_another_condition_other_weights(conten
     assert net.embed.generator.head.weight.grad.abs().sum() > 0
 
 
+def test_the_network_that_reads_both_is_told_the_condition_and_has_as_many_parameters(content):
+    torch.manual_seed(0)
+    both, full = (AspectNet(AspectModel(name="x", kind=kind)) for kind in ("concat", "matrix"))
+    counts = [sum(one.numel() for one in net.parameters()) for net in (both, full)]
+    assert counts[0] == pytest.approx(counts[1], rel=0.1)
+    examples, questions, of = episodes(content, 4, draw(), held_out=False)
+    torch.manual_seed(0)
+    named = AspectNet(AspectModel(name="x", kind="concat", reads="name"))
+    assert not torch.equal(named(examples, questions, of), named(examples, questions, (of + 1) % ATTRIBUTES))
+
+
 def test_nothing_generated_is_told_nothing(content):
     net = AspectNet(AspectModel(name="none", kind="none"))
     examples, questions, of = episodes(content, 4, draw(), held_out=False)

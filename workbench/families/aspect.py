@@ -10,8 +10,9 @@ with G(c) generated from the condition c: from the examples themselves, or from 
 is the C-STS claim in miniature, the same input seen under different aspects.
 
 The rows differ in what is generated: nothing (a prototypical network), the shift b only, a G(c) of rank 4,
-or all of G(c). The rotation and the values of the attributes belong to the task family and are the same for
-all seeds; a seed draws episodes, noise and start.
+or all of G(c). Beside them, the condition is laid next to the input of a wider and deeper network of about as
+many parameters, which may learn the product of both if it can. The rotation and the values of the attributes
+belong to the task family and are the same for all seeds; a seed draws episodes, noise and start.
 
 Shape letters: U episodes at once, K classes, S examples of a class, Q questions, D input width, C condition.
 
@@ -43,6 +44,7 @@ from workbench.training import Training, fit
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
 ATTRIBUTES, WIDTH, HIDDEN, CODE = 6, 6, 32, 64
+BESIDE = 320  # hidden width of the network that reads input and condition together
 VALUES, HELD_OUT = 40, 12  # of each attribute, and how many of them only test episodes ask for
 CLASSES, EXAMPLES, QUESTIONS, NOISE = 4, 3, 8, 0.3
 D = ATTRIBUTES * WIDTH
@@ -51,7 +53,7 @@ D = ATTRIBUTES * WIDTH
 class AspectModel(FamilyModel):
     """What is generated, and from what."""
 
-    kind: Literal["none", "shift", "matrix"]
+    kind: Literal["none", "shift", "matrix", "concat"]
     reads: Literal["examples", "name"] = "examples"
     rank: int | None = Field(default=None, gt=0, le=HIDDEN)
 
@@ -126,6 +128,9 @@ class AspectNet(nn.Module):
         self.reader = ReadExamples() if model.reads == "examples" else nn.Embedding(ATTRIBUTES, CODE)
         if model.kind == "none":
             self.embed, self.reader = target, None
+        elif model.kind == "concat":
+            layers = (nn.Linear(D + CODE, BESIDE), nn.GELU(), nn.Linear(BESIDE, BESIDE), nn.GELU())
+            self.embed = nn.Sequential(*layers, nn.Linear(BESIDE, HIDDEN))
         else:
             include = "0.weight" if model.kind == "matrix" else "0.bias"
             spec = ParamSpec.of(target, include, rank=model.rank)
@@ -140,8 +145,11 @@ class AspectNet(nn.Module):
         inputs = torch.cat([examples, questions], 1)
         if self.reader is None:
             embedded = self.embed(inputs)
-        else:
+        elif isinstance(self.embed, Conditioned):
             embedded = self.embed(inputs, self.embed.weights(self.conditions(examples, of)))
+        else:
+            codes = self.conditions(examples, of)[:, None].expand(-1, inputs.shape[1], -1)
+            embedded = self.embed(torch.cat([inputs, codes], -1))
         means = prototypes(embedded[:, : examples.shape[1]])
         return -torch.cdist(embedded[:, examples.shape[1] :], means).square()
 
@@ -166,7 +174,7 @@ def measure(
         examples, questions, of = episodes(content, recipe.test_episodes, draw, held_out=True)
         right = net(examples, questions, of).argmax(-1) == truth
     about = {"parameters": sum(one.numel() for one in net.parameters()), "history": history}
-    if net.reader is not None:
+    if isinstance(net.embed, Conditioned):
         conditions = net.conditions(examples[:64], of[:64]).detach()
         about |= {"cost": net.embed.cost(), "health": net.embed.health(conditions, questions[0]).to_dict()}
     return Outcome({"accuracy": float(right.double().mean())}, right.numel(), about)
