@@ -111,7 +111,9 @@ def comparison_of(measure: Callable[..., Outcome]) -> Callable[..., Comparison]:
 
 def _kept(model: Any, seed: int, outcome: Outcome, clock: Clock) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Lay an outcome out as tensors, which are kept, and a card."""
-    tensors = {f"value.{name}": torch.tensor(value).double() for name, value in outcome.values.items()}
+    tensors = {
+        f"value.{name}": torch.tensor(value, dtype=torch.double) for name, value in outcome.values.items()
+    }
     for name, curve in outcome.curves.items():
         tensors[f"curve.{name}"] = torch.tensor(curve, dtype=torch.double)
     about = {"model": model.name, "seed": seed, "settings": model.model_dump(mode="json")}

@@ -17,12 +17,12 @@ is left. The third control is the nearest neighbour in raw pixels, which needs n
 the data are too easy to show anything.
 
 Deviation: only the last layer is generated, which the paper finds enough for larger encoders; its claim that
-generating all layers helps very small ones did not show in runs of this size.
+generating all layers helps very small ones is not tried here.
 
 Shape letters: U episodes at once, K classes, S examples of a class, Q questions of a class, D features.
 
 Source: Zhmoginov, Sandler and Vladymyrov (2022), HyperTransformer, arXiv 2201.04182, section 3; prototypes:
-Snell, Swersky and Zemel (2017), arXiv 1703.05175, equation (8) for the linear form.
+Snell, Swersky and Zemel (2017), arXiv 1703.05175, section 2.4 for (1).
 """
 
 from pathlib import Path

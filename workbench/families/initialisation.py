@@ -16,7 +16,7 @@ The tasks rename the digits, each its own way, and are learned together. No lear
 scheme. A training whose loss is no longer finite has diverged: that is a result, and counts as chance.
 
 Deviations: the schemes were published for other targets, and there is no convolution here; E[h^2] in (3) is
-measured on the codes and not derived.
+measured on the codes and not derived. Six layers and 410 steps, so that all rows take a minute.
 
 Shape letters: T tasks, N digits.
 

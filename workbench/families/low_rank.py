@@ -69,7 +69,7 @@ class LowRankRecipe(FamilyRecipe):
     models: tuple[LowRankModel, ...] = Field(min_length=1)
     training: Training
     steps: int = Field(gt=0, description="of training; each sees batch_size conditions")
-    test_rounds: int = Field(default=5, gt=0, description="times 100 candidates per condition")
+    test_rounds: int = Field(default=3, gt=0, description="times 100 candidates per condition")
 
 
 RECIPE = LowRankRecipe
@@ -140,14 +140,14 @@ class Embed(nn.Module):
 
 
 def recall(net: nn.Module, aspects: Aspects, rounds: int, seed: int) -> float:
-    """Return the share of inputs whose partner is the nearest of ``CANDIDATES``; 0 to 1, higher is better."""
+    """Return how often a partner is the nearest of ``CANDIDATES``, from both sides; 0 to 1, ideal 1."""
     conditions, bases = aspects
     draw, found = torch.Generator().manual_seed(seed), []
     for _ in range(rounds):
         one, two = pairs(bases, CANDIDATES, draw)
         with torch.no_grad():
-            nearest = (net(one, conditions) @ net(two, conditions).mT).argmax(-1)
-        found.append(nearest == torch.arange(CANDIDATES))
+            cosines = net(one, conditions) @ net(two, conditions).mT
+        found += [cosines.argmax(side) == torch.arange(CANDIDATES) for side in (1, 2)]
     return float(torch.stack(found).double().mean())
 
 
@@ -180,7 +180,7 @@ def measure(recipe: LowRankRecipe, content: Aspects, model: LowRankModel, seed: 
             made = net.body.freeze(unseen[0][0])[0].weight
         spectrum = torch.linalg.svdvals(made)[: 4 * TRUE_RANK]
         curves["spectrum"] = ([*range(1, len(spectrum) + 1)], (spectrum / spectrum[0]).tolist())
-    count = recipe.test_rounds * UNSEEN * CANDIDATES
+    count = 2 * recipe.test_rounds * UNSEEN * CANDIDATES
     return Outcome(values, count, about, curves)
 
 
