@@ -155,9 +155,10 @@ def models_figure(
     if metric in CHANCE:
         figure.add_vline(x=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
     count = rows["count"][0] if rows.height else 0
+    interval = "interval over seeds" if any("role" in model for model in models) else "bootstrap"
     figure.update_layout(
         **LAYOUT,
-        title=f"{split} split, {group}: {count} rows; dot: mean over seeds, bar: 95 % bootstrap",
+        title=f"{split} split, {group}: {count} rows; dot: mean over seeds, bar: 95 % {interval}",
         height=180 + 26 * means.height,
     )
     figure.update_xaxes(title=METRIC_TITLES.get(metric, plain(metric)))

@@ -131,6 +131,8 @@ def model_table(run: Run, group: str = "all", split: str | None = None) -> pl.Da
 
 def _number(value: float | None, sign: bool = False) -> str:
     """Print a score; a dash where there is none."""
+    if value is not None and not sign and value >= 1000:  # a count among the metrics
+        return f"{value:,.0f}"
     return "-" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}"
 
 

@@ -99,9 +99,11 @@ def test_a_run_is_listed_ranked_and_held_against_its_bars(tiny_family_run):
     assert bar_table(run).rows == []
     assert list(family_runs(run.folder.parent.parent)) == ["family_aspect_tiny"]
     [row] = family_table([run]).rows
-    best = model_table(run).sort("accuracy", descending=True).filter(pl.col("model") != "none")
-    assert row[2].startswith(f"{best['model'][0]} {best['accuracy'][0]:.3f}")
-    assert row[3].startswith("none ")
+    roles = {model["name"]: model["role"] for model in run.recipe["models"]}
+    ranked = model_table(run).sort("accuracy", descending=True).to_dicts()
+    for cell, role in ((row[2], "generated weights"), (row[3], "control")):
+        best = next(one for one in ranked if roles[one["model"]] == role)
+        assert cell.startswith(f"{best['model']} {best['accuracy']:.3f} (")
     assert row[4] == "-"
 
 

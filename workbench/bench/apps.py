@@ -36,6 +36,7 @@ RECIPE, MODEL = "hyper_cl_bundled_tiny", "hyper_query_k16"
 SIZES = {2_000: 0.3, 20_000: 1.0}  # sentences -> bar in seconds
 CHANGES = 40  # conditions typed one after another
 PEOPLE, PEOPLE_BAR = 20, 2.0
+TOGETHER = (320, 2_000)  # sentences: what the page shows at first, and many
 EACH = 5  # conditions that each of them types
 PAGES, WARM, PAGE_BAR = 200, 40, 50.0  # opened and closed; not counted at the start; kB a page
 PAGE_SECONDS = 1.0  # a page is opened this often, so that what is kept shows and not what waits to be cleared
@@ -49,7 +50,7 @@ def rows(device: str) -> list[dict[str, Any]]:
         session, typed = Session(out), (f"The colour of thing number {number}." for number in count())
         found = [
             *(_alone(session, size, bar, typed) for size, bar in SIZES.items()),
-            *(_together(session, size, typed) for size in (320, 2_000)),
+            *(_together(session, size, typed) for size in TOGETHER),
             _soak(out),
         ]
         gc.collect()
@@ -83,8 +84,8 @@ def _alone(session: Session, size: int, bar: float, typed: Iterator[str]) -> dic
     """Time one person's changes."""
     view = _view(session, size)
     for _ in range(3):
-        _change(view, next(typed))
-    seconds = [_change(view, next(typed)) for _ in range(CHANGES)]
+        POOL.submit(_change, view, next(typed)).result()
+    seconds = [POOL.submit(_change, view, next(typed)).result() for _ in range(CHANGES)]
     median = statistics.median(seconds)
     name = f"changed condition, {size:,} sentences, 95th percentile (median {median:.3f} s)"
     return laid_out(name, _p95(seconds), bar, 0.0, 0.0)

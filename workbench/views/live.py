@@ -23,12 +23,16 @@ from threading import Event
 from typing import Any
 
 import panel as pn
+import torch
 
 from workbench.errors import WorkbenchError
 from workbench.views.text import Text
 
 _log = logging.getLogger(__name__)
-POOL = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="dashboard")
+# One request a core, each on one thread: requests that share cores wait for each other's threads.
+POOL = ThreadPoolExecutor(
+    max(2, os.cpu_count() or 1), "dashboard", initializer=torch.set_num_threads, initargs=(1,)
+)
 
 
 class Stopped(WorkbenchError):

@@ -1,0 +1,37 @@
+"""The benchmark of the dashboards, at its smallest: every row is there and says what was measured."""
+
+import pytest
+
+from workbench.bench import apps
+
+
+@pytest.fixture
+def small(monkeypatch, tiny_run):
+    out = tiny_run.folder.parent.parent
+    monkeypatch.setattr(apps, "run_recipe", lambda name, out: tiny_run)
+    session = apps.Session(out)
+    monkeypatch.setattr(apps, "Session", lambda _: session)
+    monkeypatch.setattr(apps, "_soak", lambda _: SOAK(out))
+    for name, value in {"SIZES": {330: 0.3}, "TOGETHER": (20,), "CHANGES": 2, "PEOPLE": 2, "EACH": 1}.items():
+        monkeypatch.setattr(apps, name, value)
+    for name, value in {"PAGES": 3, "WARM": 0, "PAGE_SECONDS": 0.0}.items():
+        monkeypatch.setattr(apps, name, value)
+
+
+SOAK = apps._soak
+
+
+def test_every_row_says_its_size_and_its_bar(small):
+    alone, together, pages = apps.rows("cpu")
+    assert alone["name"].startswith("changed condition, 330 sentences")
+    assert alone["reference_s"] == 0.3
+    assert alone["ratio"] == pytest.approx(0.3 / alone["ours_s"])
+    assert together["name"].startswith("2 people without a pause, 20 sentences")
+    assert together["ours_s"] > 0
+    assert pages["name"].startswith("3 pages opened and left")
+    assert pages["reference_mib"] == pytest.approx(50 / 1024)
+
+
+def test_the_95th_percentile_is_nearly_the_slowest_of_twenty():
+    # Sorted 1 to 21, the 95th of 100 lies 95 % of the way from the first to the last: 1 + 0.95 * 20 = 20.
+    assert apps._p95([float(value) for value in range(21, 0, -1)]) == pytest.approx(20.0)
