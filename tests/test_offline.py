@@ -27,6 +27,7 @@ socket.socket.connect, socket.getaddrinfo = connect, resolve
 """
 
 
+@pytest.mark.timeout(1500)
 def test_the_main_job_runs_with_sockets_blocked_and_a_second_call_reuses_everything(tmp_path):
     guard = tmp_path / "guard"
     guard.mkdir()
@@ -44,7 +45,7 @@ def test_the_main_job_runs_with_sockets_blocked_and_a_second_call_reuses_everyth
         str(tmp_path / "reports"),
     ]
 
-    first = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=280)
+    first = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=1000)
     assert first.returncode == 0, first.stderr[-2000:]
     assert not log.exists(), log.read_text()
     report = tmp_path / "reports" / "index.html"
@@ -52,7 +53,7 @@ def test_the_main_job_runs_with_sockets_blocked_and_a_second_call_reuses_everyth
     assert report.is_file()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "reports" / "runs").rglob("*.parquet")}
 
-    second = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    second = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=400)
     assert second.returncode == 0, second.stderr[-2000:]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "Executing" not in second.stderr

@@ -172,5 +172,12 @@ def open_view(
     if prepare is None or not session.runs():
         build()
     else:
-        body[:] = [Live(lambda _, stopped: prepare(session, state), build, "Loading the model").ask(None)]
+        document = pn.state.curdoc
+        # In the next tick: the line that is replaced has to be done with by then.
+        loading = Live(
+            lambda _, stopped: prepare(session, state),
+            lambda _: document.add_next_tick_callback(build),
+            "Loading the model",
+        )
+        body[:] = [loading.ask(None)]
     framed(body, title, here, app_about(here)[1]).servable(title=title)

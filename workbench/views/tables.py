@@ -9,7 +9,7 @@ import polars as pl
 
 _PAGE = 10  # rows
 _DIGITS = 4
-_LONG, _WIDE = 40, 260  # letters from which on a column of texts is so many pixels wide
+_LETTER, _WIDE = 8, 260  # pixels of a letter, and of the widest column of texts
 
 
 def table_of(pick: Callable[[int], None] | None = None, column: str = "row") -> pn.widgets.Tabulator:
@@ -40,7 +40,10 @@ def fill(
         name: {"type": "plaintext"} for name, kind in rounded.schema.items() if kind == pl.String
     }
     longest = {name: rounded[name].str.len_chars().max() or 0 for name in table.formatters}
-    table.widths = {name: _WIDE for name, letters in longest.items() if letters > _LONG}
+    # Texts have their width said, else the last column is squeezed into what the others leave.
+    table.widths = {
+        name: min(_WIDE, 24 + _LETTER * max(len(name), letters)) for name, letters in longest.items()
+    }
     table.selection = []
     table.value = values
     table.selection = [int(place) for place in places]
