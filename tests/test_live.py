@@ -46,8 +46,14 @@ class Pool:
         function(*given)
 
 
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """A server that another test ran in this process may have left its page behind."""
+    monkeypatch.setattr(type(live.pn.state), "curdoc", None)
+
+
 @pytest.fixture
-def page(monkeypatch):
+def page(monkeypatch, no_page):
     page = Page()
     monkeypatch.setattr(type(live.pn.state), "curdoc", page)
     return page
