@@ -25,7 +25,8 @@ BUSY = """() => {
   const inside = part => part.shadowRoot ? deep(part.shadowRoot) : []
   const deep = root => [...root.querySelectorAll('*')].flatMap(part => [part, ...inside(part)])
   const all = deep(document)
-  return !all.some(part => part.shadowRoot) || all.some(part => part.classList.contains('busy'))
+  const drawn = part => part.getRootNode() !== document && part.matches('pre, p, button')
+  return !all.some(drawn) || all.some(part => part.classList.contains('busy'))
 }"""
 
 

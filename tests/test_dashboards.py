@@ -196,7 +196,7 @@ def test_dashboard_notebook_code_and_saved_report_agree_number_for_number(tmp_pa
     moved = one._shown.moved
     near = moved.neighbours(3)
     assert all(f"{row['cosine']:+.3f}  {row['text']}" in report for row in near.to_dicts())
-    assert f"<td>{float(moved.distance[3]):.4f}" in report
+    assert f"<td>{round(float(moved.distance[3]), 3):.4f}" in report
     assert "run hyper_cl_bundled-0" in report
 
 

@@ -15,6 +15,7 @@ from workbench.reproduce import recipes_of
 LINES = 6  # kept of what the process says
 
 
+@cache
 def first_recipes() -> dict[str, list[str]]:
     """Return what the first page offers to train: small models in seconds, or the embedded set in minutes."""
     embedded = recipes_of("embedded")

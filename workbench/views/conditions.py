@@ -105,6 +105,7 @@ class ConditionsView(pn.viewable.Viewer):
         self._cluster_pane = pn.pane.Plotly(link_figure=False, **wide)
         self._near, self._found = pn.Column(**wide), pn.Column(**wide)
         self.table = table_of(self._pick)
+        self.table.hidden_columns = ["row"]
         for part in (self._map, self._purity, self._cluster_pane, self.table):
             part.visible = False  # until there is something in it
         self._code = pn.Column(**wide)
@@ -188,7 +189,7 @@ class ConditionsView(pn.viewable.Viewer):
         self.earlier = shown.state.condition
         self._map.object = self.figure(shown)
         fill(self.table, self.rows(shown), self.clicked)
-        self.table.param.update(layout="fit_columns", widths={"row": "9%", "text": "58%"})
+        self.table.param.update(layout="fit_columns", widths={"text": "64%"})
         self._found[:] = [] if shown.found is None else _side_by_side(shown.found)
         self._map.visible = self.table.visible = True
         self._purity.visible = shown.purity is not None
@@ -209,7 +210,7 @@ class ConditionsView(pn.viewable.Viewer):
         columns = [shown.moved.frame["text"]]
         if shown.attribute != NO_ATTRIBUTE:
             columns.append(shown.moved.frame[shown.attribute].cast(pl.String).fill_null(""))
-        moved = pl.Series(MOVED, shown.moved.distance.numpy())
+        moved = pl.Series(MOVED, shown.moved.distance.numpy()).round(3)
         return pl.DataFrame([*columns, moved]).with_row_index("row")
 
     def _mark(self) -> None:

@@ -17,9 +17,12 @@ from workbench.views.text import Text
 PAPERS = {
     "conditions": ("hyper_cl",),
     "similarity": ("hyper_cl",),
+    "weights": ("hyper_cl", "hyper_cl_kg", "hyper_clip", "hyper_align"),
     "classify": ("hyper_clip",),
+    "fairness": ("hyper_cl", "hyper_clip"),
     "zoo": ("hyper_align",),
 }
+NAMED = 4  # newest runs that are named
 _CARD = Markup('<p style="margin:0 0 2px"><a href="{}"><b>{}</b></a></p><p style="margin:0 0 2px">{}</p>'
                '<p style="margin:0;color:var(--muted,#566270);font-size:13px">{}</p>')  # fmt: skip
 
@@ -102,7 +105,10 @@ class IndexView(pn.viewable.Viewer):
     def _card(self, name: str) -> pn.viewable.Viewable:
         """Link to a dashboard and say which runs it shows."""
         runs = list(self._session.runs(*PAPERS.get(name, ())))
-        there = f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(runs)}" if runs else "no run yet"
+        there = (
+            f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(runs[-NAMED:])}" if runs else "no run yet"
+        )
+        there += f" and {len(runs) - NAMED} older" if len(runs) > NAMED else ""
         label, line = app_about(name)
         styles = {"border": "1px solid var(--line, #d5dbe1)", "border-radius": "6px", "padding": "10px 14px",
                   "flex": "1 1 300px"}  # fmt: skip
