@@ -49,6 +49,15 @@ def one_encoder(encoder):
         yield
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium, for page tests."""
+    from tests.browsing import chromium
+
+    with chromium() as started:
+        yield started
+
+
 @pytest.fixture
 def prepared():
     """Ask for a prepared data set: without WORKBENCH_DATA its test is skipped, else it must be there."""

@@ -1,15 +1,12 @@
 """The dashboards as a person sees them: real Chromium, one server, a small real model, no network."""
 
-import shutil
-import socket
-import time
 from pathlib import Path
 
-import panel as pn
 import polars as pl
 import pytest
 import torch
 
+from tests.browsing import IN_A_BROWSER, WAIT, free_port, served
 from tests.test_dashboards import OneRun
 from workbench.model import HyperCL
 from workbench.papers.hyper_cl import ConditionedHead
@@ -18,8 +15,7 @@ from workbench.session import ConditionedTexts
 from workbench.view_state import ConditionsState, pack
 from workbench.views import conditions, index, page, serving
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+pytestmark = IN_A_BROWSER
 
 # What has the focus: its value and its outline; parts of a page hide behind shadow roots.
 FOCUSED = """() => {
@@ -65,35 +61,14 @@ class SmallRun(OneRun):
 def address(word_store):
     SmallRun.store = word_store
     session = SmallRun()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "shared_session", lambda out: session)
         patch.setattr(index, "shared_session", lambda out: session)
         patch.setattr(index, "first_recipes", lambda: {"small": [], "all": ["hyper_cl_bundled", "other"]})
         options = serving.login_options("127.0.0.1", port, [], None)
-        server = pn.serve(
-            serving.pages(), port=port, address="127.0.0.1", threaded=True, show=False, **options
-        )
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-background-networking"]
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield started
-        started.close()
+        with served(serving.pages(), port, address="127.0.0.1", **options):
+            yield f"http://127.0.0.1:{port}"
 
 
 class Visitor:
@@ -102,7 +77,7 @@ class Visitor:
     def __init__(self, browser, address, **options):
         self.context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
         self.page, self.address, self.said, self.asked = self.context.new_page(), address, [], []
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(WAIT)
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("console", lambda line: self.said.append(line.text) if line.type == "error" else None)
         self.page.on("pageerror", lambda error: self.said.append(str(error)))

@@ -16,7 +16,7 @@ from workbench.bench import (
     run_bench,
 )
 from workbench.bench.hyper_cl_evaluation import texts_like_csts
-from workbench.bench.timing import laid_out, median_seconds, peak_mib
+from workbench.bench.timing import laid_out, median_seconds, once, peak_mib
 from workbench.errors import WorkbenchError
 
 COLUMNS = {"name", "ours_s", "reference_s", "ratio", "ours_mib", "reference_mib"}
@@ -238,6 +238,13 @@ def test_the_median_of_durations_leaves_the_warm_up_out(monkeypatch):
     ticks = iter([0.0, 50.0, 100.0, 103.0, 200.0, 201.0, 300.0, 302.0])  # 50, then 3, 1 and 2 seconds
     monkeypatch.setattr("workbench.bench.timing.time.perf_counter", lambda: next(ticks))
     assert median_seconds(lambda: None, "cpu") == 2.0
+
+
+def test_what_takes_minutes_is_timed_and_weighed_in_one_go(monkeypatch):
+    ticks, done = iter([1.0, 4.0]), []
+    monkeypatch.setattr("workbench.bench.timing.time.perf_counter", lambda: next(ticks))
+    assert once(lambda: done.append(torch.ones(2**18)), "cpu") == (3.0, pytest.approx(1, abs=0.01))
+    assert len(done) == 1
 
 
 def test_peak_memory_is_what_is_held_at_once():

@@ -12,9 +12,10 @@ def small(monkeypatch, tiny_run):
     session = apps.Session(out)
     monkeypatch.setattr(apps, "Session", lambda _: session)
     monkeypatch.setattr(apps, "_soak", lambda _: SOAK(out))
-    for name, value in {"SIZES": {330: 0.3}, "TOGETHER": (20,), "CHANGES": 2, "PEOPLE": 2, "EACH": 1}.items():
+    together = ((20, 0.0), (20, 0.01))
+    for name, value in {"SIZES": {330: 0.3}, "TOGETHER": together, "CHANGES": 2, "PEOPLE": 2}.items():
         monkeypatch.setattr(apps, name, value)
-    for name, value in {"PAGES": 3, "WARM": 0, "PAGE_SECONDS": 0.0}.items():
+    for name, value in {"EACH": 1, "PAGES": 3, "WARM": 0, "PAGE_SECONDS": 0.0}.items():
         monkeypatch.setattr(apps, name, value)
 
 
@@ -22,12 +23,13 @@ SOAK = apps._soak
 
 
 def test_every_row_says_its_size_and_its_bar(small):
-    alone, together, pages = apps.rows("cpu")
+    alone, together, reading, pages = apps.rows("cpu")
     assert alone["name"].startswith("changed condition, 330 sentences")
     assert alone["reference_s"] == 0.3
     assert alone["ratio"] == pytest.approx(0.3 / alone["ours_s"])
     assert together["name"].startswith("2 people without a pause, 20 sentences")
     assert together["ours_s"] > 0
+    assert reading["name"].startswith("2 people who read for 0.01 s, 20 sentences")
     assert pages["name"].startswith("3 pages opened and left")
     assert pages["reference_mib"] == pytest.approx(50 / 1024)
 

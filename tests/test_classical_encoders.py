@@ -237,7 +237,7 @@ def test_features_are_divided_by_their_deviations_and_one_that_is_constant_in_tr
     deviations = torch.tensor([2.0, 1.0, 0.5, 0.0])
     # Columns of +-1 that are independent: their deviations are exactly these.
     signs = torch.tensor([[1.0, 1, 1, 1], [1, -1, -1, 1], [-1, 1, -1, 1], [-1, -1, 1, 1]])
-    reduce = reduction(signs * deviations + 7, None, 0)
+    reduce = reduction(signs * deviations + 7, None)
     rows = reduce(signs * deviations + 7)
     # A thousandth of the largest is added: 1 / (1 + 0.002), 0.5 / (0.5 + 0.002); then the norm becomes 1.
     wanted = torch.tensor([2 / 2.002, 1 / 1.002, 0.5 / 0.502])
@@ -523,13 +523,15 @@ def test_lsa_keeps_the_cosines_of_tf_idf_when_no_dimension_is_dropped():
     torch.testing.assert_close((rows @ rows.T).double(), rarity_weighted(texts), rtol=0, atol=1e-5)
 
 
-def test_directions_are_the_first_singular_vectors_and_none_that_is_noise():
+def test_principal_directions_are_the_first_singular_vectors_and_none_that_is_noise():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(60, 40)) @ np.diag(0.8 ** np.arange(40)) @ rng.normal(size=(40, 40))
-    found, wanted = classical_encoders._directions(rows, 5, 0), np.linalg.svd(rows)[2][:5].T
+    found = classical_encoders._principal(torch.from_numpy(rows).float(), 5).numpy()
+    wanted = np.linalg.svd(rows)[2][:5].T
     np.testing.assert_allclose(np.abs((found * wanted).sum(0)), 1, atol=1e-3)
     # Ten rows twice span ten dimensions, however many are asked for.
-    assert classical_encoders._directions(np.tile(rows[:10], (2, 1)), 30, 0).shape == (40, 10)
+    twice = torch.from_numpy(np.tile(rows[:10], (2, 1))).float()
+    assert classical_encoders._principal(twice, 30).shape == (40, 10)
 
 
 def test_letters_recognise_a_misspelt_word_and_words_do_not():

@@ -69,6 +69,31 @@ def test_scores_are_scaled_products_with_the_mean_prompt_of_each_class(kind, ima
     assert found.classes == ANIMALS
 
 
+def test_ranks_count_the_classes_that_score_at_least_as_high(animals):
+    label = torch.tensor([0, 1, 2, 0, 1])
+    scores = animals.scores(pixels_of())
+    own = scores.gather(1, label[:, None])
+    assert animals.ranks(pixels_of(), label).tolist() == (scores >= own).sum(1).tolist()
+
+
+def test_strength_goes_from_the_encoder_without_a_condition_to_the_model(image_text_model):
+    source = image_text_model(mode="residual")
+    whole = source.adapt(ANIMALS).vector()
+    assert source.blends
+    assert source.adapt(ANIMALS, strength=0.0).weights is None
+    assert torch.equal(source.adapt(ANIMALS, strength=1.0).vector(), whole)
+    # Without calibration images, what is added to the tower's own norms is scaled and nothing else.
+    assert torch.equal(source.adapt(ANIMALS, strength=0.5).vector(), whole / 2)
+
+
+@pytest.mark.parametrize("kind", ["hyper", "siglip"])
+def test_a_model_without_an_unconditioned_encoder_has_strength_1_alone(kind, image_text_model):
+    source = image_text_model(kind)
+    assert not source.blends
+    with pytest.raises(DataError, match=f"model {kind} has no encoder without its condition"):
+        source.adapt(ANIMALS, strength=0.5)
+
+
 def test_classify_names_the_best_class_and_its_share_of_the_softmax(animals):
     scores, found = animals.scores(pixels_of()), animals.classify(pixels_of())
     assert found["class"].to_list() == [ANIMALS[place] for place in scores.argmax(1)]

@@ -126,7 +126,7 @@ def command(*arguments, limit=None):
         (["run", "hyper_cl_e2e"], "data set e2e-cond is not on this machine (searched: "),
         (
             ["reproduce", "--set", "all"],
-            "no set named 'all'; there are: embedded, families, tiny, benchmark, paper",
+            "no set named 'all'; there are: embedded, families, neighbours, tiny, benchmark, paper",
         ),
         (["reproduce", "absent"], "no recipe named 'absent'"),
         (["data", "show", "absent"], "no manifest named 'absent'; there are: "),

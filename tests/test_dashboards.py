@@ -1,5 +1,6 @@
 """Dashboards without a browser: what is typed changes what is shown, links bring it back, errors are text."""
 
+import html
 import socket
 import time
 from pathlib import Path
@@ -15,10 +16,10 @@ from workbench.errors import RunError
 from workbench.own_texts import pasted_texts
 from workbench.runs import Run
 from workbench.session import ConditionedTexts, Session
-from workbench.view_state import ConditionsState, pack, unpack
+from workbench.view_state import LONGEST_TEXT, ConditionsState, pack, unpack
 from workbench.views.conditions import ConditionsView
 from workbench.views.index import IndexView
-from workbench.views.page import shown
+from workbench.views.page import footer, shown
 from workbench.views.saved import saved_page
 from workbench.views.serving import APPS, app_about, app_paths, login_options, serve_apps
 from workbench.views.tables import fill, table_of
@@ -110,7 +111,7 @@ def test_an_unusable_condition_is_said_and_the_map_stays():
     one = view(condition="the kind")
     drawn = one._map.object
     one.condition = "  "
-    assert "empty" in one._live.said
+    assert "empty" in one.live.said
     assert one._map.object is drawn
 
 
@@ -128,6 +129,16 @@ def test_conditions_are_remembered_pinned_and_swapped():
     assert (one.condition, one.other) == ("the kind", "the size")
     one.swap()
     assert (one.condition, one.other) == ("the size", "the kind")
+
+
+def test_what_one_view_offers_never_reaches_another():
+    first = view(condition="abc")
+    second = view(condition="a secret of mine")
+    assert "a secret of mine" not in first.param.earlier.objects
+    assert "a secret of mine" in second.param.earlier.objects
+    assert {*ConditionsView.param.earlier.objects, *ConditionsView.param.model.objects} <= {
+        None
+    }  # shared by all
 
 
 def test_a_search_lists_the_nearest_plain_beside_conditioned():
@@ -211,6 +222,12 @@ def test_a_saved_report_escapes_text_and_cuts_long_tables_aloud():
     assert "0.1235<" in page
     assert "<title>a &amp; b</title>" in page
     assert "&lt;b&gt;" in page
+
+
+def test_the_footer_of_a_recipe_at_its_smallest_says_that_its_numbers_mean_nothing(monkeypatch):
+    assert "mean nothing" not in footer(Finished(Path("hyper_cl_bundled-0"))).object
+    monkeypatch.setattr(Finished, "recipe", Finished.recipe | {"sets": ["tiny"]})
+    assert "mean nothing" in footer(Finished(Path("hyper_cl_bundled-0"))).object
 
 
 def test_what_cannot_be_drawn_becomes_its_message():
@@ -309,6 +326,15 @@ def test_apps_without_runs_say_how_to_start(tmp_path, monkeypatch):
             assert "cdn.holoviz" not in str(session.document.to_json())
             start = "Train the small models" if name == "index" else "workbench reproduce"
             assert start in str(session.document.to_json())
+            linked = 'href="index">first page' in html.unescape(str(session.document.to_json()))
+            assert linked == (name != "index")
             session.close()
     finally:
         server.stop()
+
+
+def test_no_box_takes_more_letters_than_a_link_holds():
+    found = view()._controls().select(pn.widgets.TextInput)
+    assert {box.max_length for box in found if box.name in ("Condition", "Pinned: B", "Search")} == {
+        LONGEST_TEXT
+    }

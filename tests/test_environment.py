@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -79,13 +78,11 @@ def test_what_is_installed_meets_the_bounds():
 # --- imports ------------------------------------------------------------------------------------------------
 
 
-def test_importing_the_workbench_is_quick_and_light():
+def test_importing_the_workbench_is_light():
     script = "import sys, workbench; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    started = time.perf_counter()
     found = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert time.perf_counter() - started < 2
     heavy = {"torch", "panel", "plotly", "polars", "pandas", "numpy", "sklearn", "papermill", "transformers"}
     assert not heavy & set(found.stdout.split())
 
@@ -141,7 +138,8 @@ def test_hypernetworks_know_no_paper_no_data_and_no_run():
 
 def test_the_training_loop_knows_no_paper():
     for name in imports_of(ROOT / "workbench" / "training.py"):
-        assert name.startswith(("workbench.config", "workbench.errors", "workbench.files"))
+        known = ("workbench.config", "workbench.errors", "workbench.files", "workbench.processes")
+        assert name.startswith(known)
 
 
 def test_nothing_imports_the_command_line():

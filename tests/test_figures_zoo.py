@@ -188,15 +188,15 @@ def test_each_way_is_a_line_over_the_number_of_encoders(scores):
     lines = {line.name: (tuple(line.x), tuple(line.y)) for line in figure.data}
     assert lines["grid"] == ((1, 2), pytest.approx((0.5, 0.6)))  # 0.4 and 0.6, then the better
     assert set(lines) == {"grid", "grid_large", "made"}
-    assert figure.layout.xaxis.title.text == "N, image encoders to choose from"
+    assert figure.layout.xaxis.title.text == "N image encoders<br>to choose from"
 
 
 def test_groups_of_encoders_stand_beside_the_lines(scores):
     wide = pl.when(pl.col("image") == "a").then(1000).otherwise(128)
     figure = scale_figure(scores.with_columns(image_width=wide), MODELS)
     assert figure.layout.xaxis2.ticktext == (
-        "65 to 512<br>numbers wide<br>(1)",
-        "513 to 1,024<br>numbers wide<br>(1)",
+        "65 to 512<br>numbers<br>wide (1)",
+        "513 to<br>1,024<br>numbers<br>wide (1)",
     )
     dots = next(dots for dots in figure.data if dots.name == "made" and dots.mode == "markers")
     assert dots.y == pytest.approx((0.2, 0.5))

@@ -1,10 +1,14 @@
 """Work off the event loop: the newest request wins, and what nobody waits for is dropped."""
 
+import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import torch
 from bokeh.document import Document
+from tornado.ioloop import IOLoop
 
 from workbench.errors import DataError
 from workbench.views import live
@@ -46,16 +50,29 @@ class Pool:
         function(*given)
 
 
+class AtOnce:
+    """Stands for the server's loop: it does what it is told."""
+
+    @staticmethod
+    def current():
+        return AtOnce()
+
+    def add_callback(self, callback):
+        callback()
+
+
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):
     """A server that another test ran in this process may have left its page behind."""
     monkeypatch.setattr(type(live.pn.state), "curdoc", None)
+    monkeypatch.setattr(live, "IOLoop", AtOnce)
 
 
 @pytest.fixture
 def page(monkeypatch, no_page):
     page = Page()
     monkeypatch.setattr(type(live.pn.state), "curdoc", page)
+    live.pn.state._loaded[page] = True
     return page
 
 
@@ -158,6 +175,7 @@ def test_real_threads_answer_the_newest_request_last():
         return request
 
     page, drawn = Page(), []
+    live.pn.state._loaded[page] = True
     line = Live(work, drawn.append)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(live.pn.state), "curdoc", page)
@@ -170,7 +188,64 @@ def test_real_threads_answer_the_newest_request_last():
     assert drawn == [49]
 
 
+def test_an_answer_waits_for_a_browser_that_still_draws_but_not_for_ever(page, pool, monkeypatch):
+    later, drawn = [], []
+    monkeypatch.setattr(page, "add_timeout_callback", lambda again, pause: later.append(again))
+    del live.pn.state._loaded[page]
+    Live(lambda request, job: request, drawn.append).ask("early")
+    pool.work()
+    page.tick()
+    for _ in range(live.WAITS):
+        assert drawn == []
+        later.pop()()
+    assert drawn == ["early"]
+    assert later == []
+
+
+def test_only_the_servers_own_thread_touches_a_page(page, monkeypatch):
+    """What a second thread adds while Panel holds a page's changes back can get lost."""
+    monkeypatch.setattr(live, "IOLoop", IOLoop)
+    working, adding, drawn = [], [], []
+
+    def work(request, job):
+        working.append(threading.get_ident())
+        job.say("half of it")
+        return request
+
+    def add(callback):
+        adding.append(threading.get_ident())
+        page.due.append(callback)
+
+    async def visit():
+        page.add_next_tick_callback = add
+        Live(work, drawn.append).ask("new")
+        while not drawn:
+            await asyncio.sleep(0.01)
+            page.tick()
+
+    asyncio.run(asyncio.wait_for(visit(), 30))
+    assert drawn == ["new"]
+    assert adding == [threading.get_ident()] * 2
+    assert working != adding[:1]
+
+
 def test_a_job_is_not_stopped_by_another_ones_stop():
     one, two = Job(print), Job(print)
     one.stop()
     assert (one.stopped, two.stopped) == (True, False)
+
+
+def test_requests_compute_on_one_thread_each(monkeypatch):
+    limits = []
+    monkeypatch.setattr(live, "threadpool_limits", lambda *asked: limits.append(asked))
+
+    def before_and_after():
+        torch.set_num_threads(2)  # of this thread alone
+        many = torch.get_num_threads()
+        live._on_one_thread()
+        return many, torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(before_and_after).result() == (2, 1)
+    assert limits == [(1, "blas")]
+    assert live.POOL._initializer is live._on_one_thread

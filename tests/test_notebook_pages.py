@@ -26,7 +26,7 @@ def test_every_notebook_runs_top_to_bottom_on_the_tiny_recipe_and_its_page_needs
     if name in GRAPHS:
         recipe = "hyper_cl_wn18rr_tiny"
         prepared(load_recipe(recipe).data.name)
-    parameters = {"recipe": recipe, "out": str(out), "live": False}
+    parameters = {"recipe": recipe, "image_recipe": "hyper_clip_scenes_tiny", "out": str(out), "live": False}
     declared = declared_parameters(notebook_folder() / f"{name}.ipynb")
     page = run_notebook(name, {key: value for key, value in parameters.items() if key in declared}, out=out)
     text = page.read_text(encoding="utf-8")

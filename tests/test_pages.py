@@ -1,25 +1,12 @@
 """The HTML report as a browser sees it, from disk and without a network."""
 
-import shutil
-
 import pytest
 
+from tests.browsing import IN_A_BROWSER
 from workbench.report import write_index, write_run_report
 from workbench.runs import Run
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-background-networking"]
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield started
-        started.close()
+pytestmark = IN_A_BROWSER
 
 
 @pytest.fixture

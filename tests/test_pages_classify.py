@@ -1,61 +1,30 @@
 """The pages Classify and Fairness in a browser, over one tiny run: typed names, uploads, nothing foreign."""
 
 import io
-import os
-import shutil
-import socket
-import time
 
-import panel as pn
 import pytest
 from PIL import Image
 
+from tests.browsing import IN_A_BROWSER, WAIT, free_port, served
 from workbench.datasets.samples import OWN
 from workbench.view_state import ClassifyState, FairnessState, pack
 from workbench.views.serving import UPLOAD_MIB, app_paths
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    *IN_A_BROWSER,
     # Bokeh calls pandas 3.1 in a way that pandas is about to drop; tables work.
     pytest.mark.filterwarnings("ignore:The inplace keyword"),
 ]
-WAIT = 60_000  # milliseconds at most, for a slow machine
 
 
 @pytest.fixture(scope="module")
 def address(tiny_image_run):
     """A server over the folder of a tiny run."""
-    before = os.environ.get("WORKBENCH_OUT")
-    os.environ["WORKBENCH_OUT"] = str(tiny_image_run.folder.parent.parent)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     paths = {name: path for name, path in app_paths().items() if name in ("classify", "fairness")}
-    server = pn.serve(
-        paths, port=port, threaded=True, show=False, websocket_max_message_size=UPLOAD_MIB * 2**20
-    )
-    for _ in range(300):  # the thread needs a moment to listen
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield f"http://localhost:{port}"
-    server.stop()
-    os.environ.pop("WORKBENCH_OUT")
-    if before is not None:
-        os.environ["WORKBENCH_OUT"] = before
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-background-networking"]
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield started
-        started.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_OUT", str(tiny_image_run.folder.parent.parent))
+        with served(paths, port := free_port(), websocket_max_message_size=UPLOAD_MIB * 2**20):
+            yield f"http://localhost:{port}"
 
 
 @pytest.fixture

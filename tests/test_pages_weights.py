@@ -1,21 +1,16 @@
 """The pages of pairs and of weights in a real browser, over models that stand in for trained ones."""
 
-import shutil
-import socket
-import time
-
-import panel as pn
 import pytest
 from bokeh.client import pull_session
 
-from tests.test_view_similarity import OneRun
+from tests.browsing import IN_A_BROWSER, free_port, served
+from tests.test_view_similarity import Counting, OneRun
 from tests.test_view_weights import Kept, SmallHyperCL
 from workbench.datasets.bundled import sentences
-from workbench.view_state import SimilarityState, WeightsState, pack
+from workbench.view_state import SimilarityState, WeightsState, pack, unpack
 from workbench.views.serving import app_paths
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+pytestmark = IN_A_BROWSER
 HOSTILE = "<img src=x onerror=alert(1)>"
 PATIENCE = 60_000  # milliseconds; a busy machine is slow to start a browser
 
@@ -29,38 +24,20 @@ class Both(OneRun):
         self._generating, self.wanted = SmallHyperCL(store), "similarity"
 
     def model(self, run, name, load=None):
+        if load is not None:
+            return Counting()
         return self._one if self.wanted == "similarity" else self._generating
 
 
 @pytest.fixture(scope="module")
 def address(word_store):
     session = Both(word_store)
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as free:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("workbench.views.page.shared_session", lambda _: session)
         patch.setattr("workbench.generated.sentences", lambda: sentences().gather_every(8))
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
         paths = {name: app_paths()[name] for name in ("similarity", "weights")}
-        server = pn.serve(paths, port=port, threaded=True, show=False)
-        for _ in range(300):  # the thread needs a moment to listen
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://localhost:{port}", session
-        server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-background-networking"]
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield started
-        started.close()
+        with served(paths, port := free_port()):
+            yield f"http://localhost:{port}", session
 
 
 @pytest.fixture
@@ -132,6 +109,41 @@ def test_typing_a_condition_changes_the_weights_and_their_table(visit, width):
     assert HOSTILE in figures(page)
     assert page.locator("img[src=x]").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert wrong == []
+
+
+def test_a_number_says_on_hover_where_it_comes_from_and_reads_no_markup(visit):
+    page, wrong = visit("similarity", SimilarityState(pairs="own", own="abc|xyz", condition=HOSTILE))
+    number = page.locator(".tabulator-cell[tabulator-field=conditioned] span").first
+    assert number.get_attribute("title") == (
+        f"row 0, conditioned: cosine under {HOSTILE!r} at strength 1, -1 to 1; 1 pairs; model one, seed 0; "
+        "run hyper_cl-0"
+    )
+    assert float(number.inner_text()) <= 1
+    page.locator(".tabulator-col[tabulator-field=conditioned]").first.hover()
+    page.locator(".tabulator-tooltip", has_text=HOSTILE).wait_for(timeout=PATIENCE)
+    assert page.locator("img[src=x]").count() == 0
+    assert wrong == []
+
+
+def test_the_words_that_moved_a_pair_are_drawn_when_asked(visit):
+    own = f"aaa xyz|bbb xyz\nabc|{HOSTILE}"
+    page, wrong = visit("similarity", SimilarityState(pairs="own", own=own, condition="abc", chosen=1), 390)
+    page.get_by_role("button", name="Which words moved it?").click(timeout=PATIENCE)
+    page.get_by_text("Words of the second sentence").wait_for(timeout=PATIENCE, state="attached")
+    assert "completeness error" in figures(page)
+    assert page.locator("img[src=x]").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert wrong == []
+
+
+def test_another_measure_of_distance_is_in_the_link_and_on_the_figure(visit):
+    page, wrong = visit("weights", WeightsState(condition="The age."))
+    page.get_by_label("Measure").select_option(label="what is read (principal angles)")
+    page.get_by_text("principal angles (0 to 1").first.wait_for(timeout=PATIENCE, state="attached")
+    page.wait_for_function("location.search.length > 0")
+    link = page.evaluate("new URLSearchParams(location.search).get('view')")
+    assert unpack(link, WeightsState).measure == "angles"
     assert wrong == []
 
 

@@ -12,6 +12,7 @@ import pytest
 from workbench.files import canonical_json, sha256_of
 from workbench.report import write_index, write_run_report
 from workbench.runs import Run
+from workbench.sections import run_sections
 from workbench.tables import (
     Table,
     bar_table,
@@ -20,6 +21,7 @@ from workbench.tables import (
     main_metric,
     model_table,
     published_table,
+    seed_differences,
 )
 
 
@@ -122,6 +124,13 @@ def test_a_runs_page_shows_its_figures_its_models_and_its_origin(tiny_run):
         assert part in shown
 
 
+def test_a_run_without_losses_has_no_empty_figure_of_them(tiny_run, altered):
+    run = altered()
+    assert [one.title for one in run_sections(run)].count("Training") == 1
+    vars(run)["cards"] = [{**card, "history": []} for card in tiny_run.cards]
+    assert "Training" not in [one.title for one in run_sections(run)]
+
+
 def test_a_report_is_the_same_whenever_it_is_written(tiny_run):
     def text():
         written = write_run_report(tiny_run).read_text()
@@ -149,7 +158,7 @@ def test_the_index_counts_bars_and_names_the_missed(altered, tmp_path):
     for name in ("index.html", "index.md"):
         text = (tmp_path / "out" / name).read_text()
         assert "1 of 2 met" in text
-        assert "Bars missed: concat." in text
+        assert "Bars not met: concat, pair_order (test, all): missed at " in text
 
 
 def test_published_numbers_get_the_verdict_their_distance_and_comparability_ask_for(tiny_run, altered):
@@ -235,6 +244,38 @@ def test_a_simple_baseline_that_wins_is_said_to_win(tiny_run, altered):
     said = " ".join(findings(altered(metrics=metrics)))
     assert re.search(r"Best of \d+ models by \w+: concat with 0.990", said)
     assert re.search(r"The best head of the paper's own form, hyper_\w+, is below hadamard", said)
+
+
+def test_who_is_ahead_on_the_rows_but_not_under_every_seed_is_said_to_be_so(tiny_run, altered):
+    """Row by row hyper_k16 is ahead by 0.1 to 0.3; by seed it has 0.9 and 0.4, the gate 0.5 and 0.5."""
+    main, name = main_metric(tiny_run), "hyper_k16"
+    frame, own, seeded = tiny_run.metrics, pl.col("metric") == main, pl.col("seed").is_not_null()
+    template = frame.filter(pl.col("seed").is_null(), own, model=name, split="test", group="all")
+    by_seed = [
+        template.with_columns(model=pl.lit(model), seed=pl.lit(seed, pl.Int64), value=pl.lit(value))
+        for model, seed, value in ((name, 0, 0.9), (name, 1, 0.4), ("hadamard", 0, 0.5), ("hadamard", 1, 0.5))
+    ]
+    frame = pl.concat([frame.filter(~(own & seeded)), *(one.select(frame.columns) for one in by_seed)])
+    versus = (pl.col("metric") == f"{main}_minus_hadamard") & (pl.col("model") == name)
+    best = own & pl.col("seed").is_null() & (pl.col("model") == name)
+    frame = frame.with_columns(
+        value=pl.when(versus).then(0.2).when(best).then(0.99).otherwise("value"),
+        low=pl.when(versus).then(0.1).otherwise("low"), high=pl.when(versus).then(0.3).otherwise("high"),
+    )  # fmt: skip
+    run = altered(metrics=frame)
+    run.provenance["seeds"] = [0, 1]
+    assert seed_differences(run, name, "hadamard") == pytest.approx([0.4, -0.1])
+    told = "+0.200 (+0.100 to +0.300); by seed +0.400, -0.100."
+    expected = f"{name}, is above hadamard, on these rows but not under every seed: {told}"
+    assert expected in " ".join(findings(run))
+
+
+def test_a_matched_model_is_called_so_whether_it_was_trained_or_not(tiny_family_run):
+    against = {one["name"]: one["against"] for one in tiny_family_run.recipe["models"] if one["against"]}
+    assert against
+    said = " ".join(findings(tiny_family_run))
+    for name, matched in against.items():
+        assert re.search(rf"{name} is (above|below|not \w+ from) {matched}, its matched model: [+-]\d", said)
 
 
 def test_a_head_that_is_the_reference_itself_is_not_compared_with_itself(tiny_run, altered):
@@ -331,6 +372,16 @@ def test_what_a_zoo_costs_stands_in_the_index(tiny_zoo_run, tmp_path):
     write_index(out)
     for name in ("index.html", "index.md"):
         assert "operations a pair" in (out / name).read_text()
+
+
+def test_cards_tell_how_embeddings_lie_where_that_was_measured(tiny_run, tiny_zoo_run):
+    table = card_table(tiny_run)
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    card = next(card for card in tiny_run.cards if card["model"] == "hadamard")
+    assert rows["hadamard"]["alignment"] == f"{card['geometry']['alignment']:.3f}"
+    assert rows["hadamard"]["uniformity"] == f"{card['geometry']['uniformity']:.3f}"
+    assert "perfectly aligned" in write_run_report(tiny_run).read_text()
+    assert "alignment" not in card_table(tiny_zoo_run).columns
 
 
 def test_cards_tell_operations_where_they_were_counted(tiny_run, tiny_zoo_run):

@@ -1,3 +1,4 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -143,6 +144,24 @@ def test_texts_given_to_a_model_apart_leave_no_trace(models):
     assert sorted(model.store.folder.iterdir()) == files
     assert len(model.store._place) == known
     torch.testing.assert_close(found[1:], model.encode(TEXTS, "A private condition."), atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_typed_on_a_page_is_not_written_to_disk(tiny_run, tiny_image_run, tmp_path):
+    for run in (tiny_run, tiny_image_run):
+        shutil.copytree(run.folder, tmp_path / "runs" / run.folder.name)
+    session = Session(tmp_path)
+    texts = session.texts_of("", "hyper_query_k16")
+    folders = [tiny_run.model("hyper_query_k16").store.folder, tiny_run.model("hyper_k16").store.folder]
+    before = [sorted(folder.iterdir()) for folder in folders]
+    assert all(before)  # bundled sentences and conditions, from training
+    texts.move("A condition that nobody typed before.")
+    session.model(tiny_run, "hyper_k16").encode(["Nobody typed this."], "Nor this.")
+    images = session.run(tiny_image_run.recipe["name"], "hyper_clip")
+    session.model(images, "hyperclip_residual").adapt(["a thing nobody typed", "another"])
+    assert [sorted(folder.iterdir()) for folder in folders] == before
+    one, two = (session.model(tiny_run, name).store for name in ("hyper_query_k16", "hyper_k16"))
+    assert one is not two  # one keeps tokens
+    assert session.model(images, "hyperclip_residual").store is two
 
 
 def test_vectors_stand_for_texts_only_where_the_model_reads_vectors(models):

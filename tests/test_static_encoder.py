@@ -40,6 +40,14 @@ def test_a_text_without_known_words_is_zero_and_no_texts_give_no_rows():
     assert encoder.encode([]).shape == (0, 2)
 
 
+def test_special_tokens_have_no_share_in_the_mean():
+    encoder = by_hand()
+    encoder.tokenizer.add_special_tokens(["?"])
+    known = StaticEncoder(encoder.tokenizer, encoder.table + 1)  # the row of "?" is (1, 1) now
+    # "zebra" becomes "?", which is left out: ((4, 1) + (2, 5)) / 2 = (3, 3).
+    torch.testing.assert_close(known.average(["cat zebra runs", "zebra"]), torch.tensor([[3.0, 3.0], [0, 0]]))
+
+
 @quick
 @given(st.lists(st.sampled_from(["cat", "dog", "runs"]), min_size=1, max_size=8), st.randoms())
 def test_the_order_of_words_and_repeating_a_text_change_nothing(words, random):

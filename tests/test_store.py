@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import shutil
-import time
 import unicodedata
 import warnings
 from pathlib import Path
@@ -246,13 +245,11 @@ def test_a_store_without_tokens_says_how_to_get_them(encoder, tmp_path):
 # --- the encoder --------------------------------------------------------------------------------------------
 
 
-def test_a_condition_of_100000_tokens_takes_seconds_and_the_warning_names_both_numbers(encoder, tmp_path):
-    started = time.perf_counter()
+def test_a_condition_of_100000_tokens_is_cut_and_the_warning_names_both_numbers(encoder, tmp_path):
     # One token a word, plus [CLS] and [SEP].
     with pytest.warns(TruncationWarning, match="has 100002 tokens, all-MiniLM-L6-v2 reads the first 256"):
         vectors = EmbeddingStore(encoder, tmp_path).embed([normalise_text("colour " * 100_000)])
     assert torch.isfinite(vectors).all()
-    assert time.perf_counter() - started < 30  # about 2 s on an idle core
 
 
 def test_only_the_beginning_of_a_long_text_is_read(encoder):

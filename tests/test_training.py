@@ -481,6 +481,18 @@ def test_history_holds_the_mean_loss_of_every_epoch(tmp_path):
     assert history == [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 20.0}]
 
 
+def test_a_single_epoch_is_told_in_tenths(tmp_path):
+    module, values = nn.Linear(1, 1), iter(range(25))
+
+    def loss(items: torch.Tensor) -> torch.Tensor:
+        return module.weight.sum() * 0 + next(values)
+
+    history = fit(module, loss, 25, Training(epochs=1, batch_size=1, learning_rate=0.01), tmp_path, seed=0)
+    # 25 steps in parts of 3, the ninth of one step: the means of 0 1 2, of 3 4 5, ..., of 24.
+    assert [one["loss"] for one in history] == [1, 4, 7, 10, 13, 16, 19, 22, 24]
+    assert [one["epoch"] for one in history] == [0.12, 0.24, 0.36, 0.48, 0.6, 0.72, 0.84, 0.96, 1]
+
+
 def test_frozen_parameters_stay_and_dropout_is_on_in_training_only(tmp_path):
     module = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.Linear(2, 1))
     module[0].requires_grad_(False)

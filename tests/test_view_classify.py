@@ -254,7 +254,7 @@ def test_names_that_make_no_classifier_are_said_and_what_was_shown_stays(session
     one = view(session, names="red, blue")
     shown = one._shown
     one.names = "red"
-    assert "at least two classes" in one._live.said
+    assert "at least two classes" in one.live.said
     assert one._shown is shown
 
 
@@ -268,12 +268,12 @@ def test_pictures_that_the_two_disagree_on_come_first(session):
 
 def test_uploads_are_asked_and_named_and_stand_in_no_link(session):
     one = view(session, names="red, blue", pictures=OWN)
-    assert "no picture yet" in one._live.said
+    assert "no picture yet" in one.live.said
     one.upload({"<b>mine</b>.png": encoded()})
     assert one._shown.answers["about"].to_list() == ["<b>mine</b>.png"]
     assert "mine" not in json.dumps(one.state().model_dump())
     one.upload({"bad.png": b"x"})
-    assert "bad.png" in one._live.said
+    assert "bad.png" in one.live.said
 
 
 def test_markup_in_names_is_shown_and_not_read(session):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from workbench.datasets.stimuli import ROLES, bundled_stimuli, read_stimuli
+from workbench.datasets import stimuli
+from workbench.datasets.stimuli import BUNDLED, ROLES, Stimuli, bundled_stimuli, read_stimuli
 from workbench.errors import DataError, RunError
 from workbench.figures_fairness import group_accuracy_figure
 from workbench.group_sides import TO_OTHER, Side, compare_groups
@@ -16,9 +17,9 @@ from workbench.groups import group_rows
 from workbench.model import HyperCL
 from workbench.runs import Run
 from workbench.session import Session
-from workbench.text_bias import association_rows, change_said, preference_rows
+from workbench.text_bias import Associations, association_rows, change_said, preference_rows
 from workbench.view_state import FairnessState, pack, unpack
-from workbench.views.fairness import NO_OTHER, Associations, FairnessView
+from workbench.views.fairness import NO_OTHER, FairnessView
 
 # Bokeh calls pandas 3.1 in a way that pandas is about to drop; tables work.
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")
@@ -261,7 +262,7 @@ def test_a_table_that_cannot_be_used_is_named_with_what_is_wrong(raw, complaint)
 def test_first_seen_beside_the_plain_baseline(session):
     one = view(session)
     assert (one.model, one.other_model, one.column) == ("ours", "plain", "region")
-    assert "Worst" not in one._live.said
+    assert "Worst" not in one.live.said
     assert one.figures(one.measured())[1].layout.title.text.startswith("Difference to its own overall")
 
 
@@ -290,7 +291,24 @@ def test_a_typed_condition_moves_the_effects_and_stays_text(session):
     assert "Does '007' at strength 1 add bias?" in one._said.object
     assert "CrowS-Pairs" in one._limits.object
     one.condition = "  "
-    assert "empty" in one._live.said
+    assert "empty" in one.live.said
+
+
+def test_other_bias_tests_can_be_chosen_and_are_in_the_link(session, monkeypatch):
+    few = Stimuli(twins=pl.DataFrame({"kind": ["age"], "more": ["An old fox."], "less": ["A young fox."]}))
+    monkeypatch.setattr(stimuli, "stimuli_names", lambda: [BUNDLED, "CrowS-Pairs"])
+    monkeypatch.setattr(
+        stimuli, "named_stimuli", lambda name: few if name == "CrowS-Pairs" else bundled_stimuli()
+    )
+    one = view(session, about="texts")
+    assert one.state().tests == BUNDLED
+    one.tests = "CrowS-Pairs"
+    found = unpack(pack(one.state()), FairnessState)
+    assert found.tests == "CrowS-Pairs"
+    assert FairnessView(session, found).state() == one.state()
+    assert one.measured().pairs["pairs"].to_list() == [1, 1]
+    [figure] = one.figures(one.measured())
+    assert "differ in the group" in figure.layout.title.text
 
 
 def test_an_uploaded_table_replaces_the_bundled_words_until_it_is_taken_away(session):
@@ -299,7 +317,7 @@ def test_an_uploaded_table_replaces_the_bundled_words_until_it_is_taken_away(ses
     assert one.measured().tests["test"].unique().to_list() == ["mine"]
     assert one.measured().pairs.is_empty()
     one.upload({"bad.csv": b"a,b\n"})
-    assert "bad.csv" in one._live.said
+    assert "bad.csv" in one.live.said
     one.upload({})
     assert one.measured().tests["test"].n_unique() == len(bundled_stimuli().tests)
 

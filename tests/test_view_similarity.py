@@ -4,9 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from param.parameterized import Event
 
 from tests.test_pair_changes import Letters
+from workbench.errors import DataError
+from workbench.figures_pairs import words_figure
+from workbench.geometry.attribution import Attribution
+from workbench.geometry.text_attribution import Words
 from workbench.pair_changes import bundled_pairs, compare
 from workbench.pair_comparison import MOST_SENTENCES
 from workbench.runs import Run
@@ -88,6 +93,98 @@ def test_before_and_after_share_their_colours_and_the_change_is_about_zero():
     np.testing.assert_allclose(np.array(after.z) - np.array(before.z), np.array(change.z), atol=1e-9)
 
 
+def test_numbers_say_how_they_are_computed_and_over_what():
+    one = view(condition="<b>abc</b>", strength=0.5)
+    for table in (one._table, one._flips):
+        for column, values in table.value.items():
+            if values.dtype.kind in "iuf":
+                said = table.header_tooltips[column]
+                assert said.startswith(f"{column}: ")
+                assert said.endswith("3 pairs; model model, seed 0; run letters-0")
+    assert "&lt;b&gt;abc&lt;/b&gt;&#x27; at strength 0.5" in one._table.header_tooltips["conditioned"]
+
+
+def followed(asked):
+    """Stand for an attribution: words add their length, the last one takes two away."""
+    nothing = torch.zeros(0, 4)
+    words = Words(asked.split(), torch.zeros(0, dtype=torch.long), nothing, nothing)
+    values = torch.tensor([float(len(word)) for word in words.words])
+    values[-1] = -2.0
+    return words, Attribution(values, score=0.5, reference=0.25)
+
+
+class Counting:
+    """Stands for the attribution of words; says what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def of_condition(self, first, second, condition, steps, told):
+        self.asked.append(("condition", first, second, condition))
+        told(0)
+        return followed(condition)
+
+    def of_sentence(self, first, second, condition, steps, told):
+        self.asked.append(("sentence", first, second, condition))
+        told(0)
+        return followed(first)
+
+
+class Attributing(OneRun):
+    """A session whose model can be followed to words."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = Counting()
+
+    def model(self, run, name, load=None):
+        return self._one if load is None else self.words
+
+
+def test_the_chosen_pairs_score_is_followed_to_words_when_asked_and_not_before():
+    session = Attributing()
+    one = PairsView(session, SimilarityState(pairs="own", own="aaa b\tccc d", condition="abc de"))
+    assert {*PairsView.param.recipe.objects, *PairsView.param.model.objects} <= {
+        None
+    }  # shared by all browsers
+    assert not one._words._button.visible
+    one.chosen = 0
+    assert one._words._button.visible
+    assert session.words.asked == []
+    one._words._button.clicks += 1
+    assert session.words.asked == [
+        ("condition", "aaa b", "ccc d", "abc de"), ("sentence", "aaa b", "ccc d", "abc de"),
+        ("sentence", "ccc d", "aaa b", "abc de"),
+    ]  # fmt: skip
+    table = one._words.table()
+    assert table["word"].to_list() == ["abc", "de", "aaa", "b", "ccc", "d"]
+    assert table["value"].to_list() == [3, -2, 3, -2, 3, -2]
+    figure = one._words.panes[0].object
+    # (3 - 2) - (0.5 - 0.25) = 0.75 is missed of 0.25: three times as much.
+    assert "completeness error 300.00%" in figure.layout.title.text
+    assert list(figure.layout.yaxis.ticktext) == ["abc", "de"]
+    assert len({tuple(pane.object.layout.xaxis.range) for pane in one._words.panes}) == 1
+
+
+def test_words_of_another_pair_or_condition_are_not_left_standing():
+    one = PairsView(Attributing(), SimilarityState(pairs="own", own="aaa\tbbb\nccc\tddd", chosen=0))
+    one._words._button.clicks += 1
+    assert one._words.found
+    one.condition = "xyz"
+    assert not one._words.found
+    assert not any(pane.visible for pane in one._words.panes)
+    with pytest.raises(DataError, match="no score was followed yet"):
+        one._words.table()
+    one.chosen = None
+    assert not one._words._button.visible
+
+
+def test_words_are_escaped_where_they_are_drawn():
+    figure = words_figure(["<i>x</i>", "$y$"], [0.1, -0.1], "<b>", "<u>", 0.1)
+    drawn = figure.to_json().encode().decode("unicode_escape")
+    assert not [tag for tag in ("<i>", "<b>", "<u>", "$y$") if tag in drawn]
+
+
 def test_page_and_notebook_agree_number_for_number():
     one = view(condition="abc xyz", strength=0.7)
     pairs = compare(Letters(), one.compared().pairs.select("sentence1", "sentence2"), "abc xyz", 0.7)[0]
@@ -121,7 +218,7 @@ def test_what_cannot_be_used_is_said_and_what_was_shown_stays(change, complaint)
     one = view()
     before = one._slopes.object
     one.param.update(**change)
-    assert complaint in one._live.said
+    assert complaint in one.live.said
     assert one._slopes.object is before
 
 

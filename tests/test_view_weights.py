@@ -11,8 +11,15 @@ import torch
 from workbench.classifier import HyperCLIPModel
 from workbench.connector_zoo import ConnectorZoo
 from workbench.datasets.bundled import sentences
-from workbench.errors import DataError, RunError
-from workbench.generated import Inspected, inspect, inspectable, predictor_of_relations, typed_classes
+from workbench.errors import DataError, ManifestError, RunError
+from workbench.generated import (
+    Inspected,
+    class_sets_of,
+    inspect,
+    inspectable,
+    predictor_of_relations,
+    typed_classes,
+)
 from workbench.geometry.closed_form import LinearMap
 from workbench.geometry.matrices import singular_values, subspace_overlap
 from workbench.model import HyperCL
@@ -32,6 +39,7 @@ class Kept(Run):
     """Stands for a finished run of any paper with one kept model."""
 
     provenance = {"commit": "c" * 40, "data_sha256": "d" * 64, "device": "CPU", "seeds": [0]}
+    scores = pl.DataFrame(schema={"image": pl.String, "control": pl.Boolean})
 
     def __init__(self, paper, **settings):
         super().__init__(Path(f"{paper}-0"))
@@ -145,6 +153,9 @@ def test_a_query_alone_has_no_singular_values(word_store):
     run = Some(hyper_cl=model)
     run._kept["hyper_cl"] = Kept("hyper_cl", kind="shared", pooling="condition")
     one = WeightsView(run, WeightsState())
+    assert {*WeightsView.param.recipe.objects, *WeightsView.param.model.objects} <= {
+        None
+    }  # shared by all browsers
     assert one._found.spectra == {}
     assert one._panes["matrix"].object.data[0].z.shape[0] == 1
     assert not one._panes["spectrum"].visible
@@ -162,8 +173,24 @@ def test_class_names_generate_norms_beside_the_class_sets_of_the_scenes(image_te
     layers = one._found.tables["layers"]
     assert layers["set"].n_unique() == len(one._found.names)
     one.condition = "cat"
-    assert "at least two classes" in one._live.said
+    assert "at least two classes" in one.live.said
     assert isinstance(one._found, Inspected)
+
+
+def test_known_class_sets_are_those_of_the_runs_data(monkeypatch):
+    run = Kept("hyper_clip")
+    assert class_sets_of(run)[0].name == "colour of scenes"
+    run.recipe["data"] = {"source": "photos", "name": "photos", "path": None, "size": 32}
+    asked = {"pets": (["cat", "dog"], ("a {}.",))}
+    monkeypatch.setattr("workbench.generated.asked_classes", lambda data: asked if data.size == 32 else {})
+    [pets] = class_sets_of(run)
+    assert (pets.name, pets.prompts()) == ("pets", ["a cat.", "a dog."])
+
+    def missing(_):
+        raise ManifestError("not on this machine")
+
+    monkeypatch.setattr("workbench.generated.asked_classes", missing)
+    assert class_sets_of(run)[0].name == "colour of scenes"
 
 
 @pytest.mark.parametrize(
@@ -192,6 +219,17 @@ def test_connectors_that_read_the_same_directions_lie_at_zero(zoo):
     assert one._found.matrix.shape == (24, 6)
 
 
+def test_controls_stand_behind_the_encoders(zoo, monkeypatch):
+    maps = zoo.maps
+    turned = ConnectorZoo({("text", "b"): maps["text", "b"], **maps}, "one")
+    assert view(hyper_align=turned)._found.names == ["b", "a", "a, turned"]
+    monkeypatch.setattr(Kept, "scores", pl.DataFrame({"image": ["a", "b"], "control": [False, True]}))
+    found = view(hyper_align=turned)._found
+    assert found.names == ["a", "a, turned", "b"]
+    assert found.shown == "a"
+    np.testing.assert_array_equal(found.matrix, maps["text", "a"].weight)
+
+
 def test_another_kind_of_run_starts_from_its_own_example(hyper_cl, zoo):
     one = view(hyper_cl=hyper_cl, hyper_align=zoo)
     one.recipe = "hyper_align"
@@ -201,9 +239,51 @@ def test_another_kind_of_run_starts_from_its_own_example(hyper_cl, zoo):
     assert one.condition == "The colour."
 
 
+def test_another_measure_changes_distances_figures_and_what_is_said_of_them(hyper_cl):
+    one = view(hyper_cl=hyper_cl)
+    frobenius = one._found.distances
+    assert list(one.param.measure.objects.values()) == ["", "cosine", "angles"]
+    one.measure = "cosine"
+    weights = hyper_cl.weights(one._found.names)
+    flat = torch.stack([weights.matrix("projection", row) for row in range(len(weights))]).flatten(1)
+    expected = 1 - torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0)
+    assert one._found.distances[0, 1] == pytest.approx(float(expected), abs=1e-4)
+    assert "1 - cosine" in one._panes["distances"].object.layout.title.text
+    assert "nothing in common" in one._about.object
+    assert one.state().measure == "cosine"
+    one.measure = "angles"
+    assert one._found.distances.max() <= 1
+    assert not np.allclose(one._found.distances, frobenius)
+
+
+def test_a_measure_that_a_run_does_not_have_gives_way_to_its_first(hyper_cl, zoo):
+    one = WeightsView(Some(hyper_cl=hyper_cl, hyper_align=zoo), WeightsState(measure="cosine"))
+    assert one._found.measure == "cosine"
+    one.recipe = "hyper_align"
+    assert one._found.measure == "angles"
+    assert one.measure == one.state().measure == ""
+
+
+def test_names_stand_once_beside_the_matrix_of_distances(hyper_cl):
+    figure = view(hyper_cl=hyper_cl)._panes["distances"].object
+    assert figure.layout.xaxis.showticklabels is False
+    assert len(figure.layout.yaxis.ticktext) == len(KNOWN)
+
+
+def test_numbers_say_how_they_are_computed_and_by_whom(hyper_cl):
+    one = view(hyper_cl=hyper_cl)
+    for name, table in one._found.tables.items():
+        one.numbers = name
+        numbers = [column for column, kind in table.schema.items() if kind.is_numeric()]
+        for column in numbers:
+            told = one._table.header_tooltips[column]
+            assert told.startswith(f"{column}: "), (name, column)
+            assert told.endswith("model one, seed 0; run hyper_cl-0")
+
+
 def test_links_and_code_bring_the_state_back(hyper_cl):
     one = view(hyper_cl=hyper_cl)
-    one.param.update(condition="007", other="true", shown="The size.")
+    one.param.update(condition="007", other="true", shown="The size.", measure="angles")
     assert unpack(pack(one.state()), WeightsState) == one.state()
     line = next(line for line in one.code() if line.startswith("view ="))
     held = eval(

@@ -1,9 +1,17 @@
+from pathlib import Path
+
 import panel as pn
+import pytest
 import torch
 
+from tests.test_figures_zoo import frame, row, score
 from workbench.conditions import normalise_condition
 from workbench.model import HyperCL
+from workbench.runs import Run
+from workbench.session import Session
+from workbench.view_state import ZooState
 from workbench.views.similarity import SimilarityView
+from workbench.views.zoo import ZooView
 
 TEXTS = {"a": "Red foxes.", "b": "Red kites.", "c": "Blue foxes."}
 
@@ -42,3 +50,58 @@ def test_markup_in_a_condition_is_shown_and_not_read():
     view = SimilarityView(EchoModel(), TEXTS, condition="<a href='x'>$\\alpha$</a>")
     titles = [note.text for note in view.figure().object.layout.annotations]
     assert titles[1] == "&lt;a href=&#x27;x&#x27;&gt;&#36;\\alpha&#36;&lt;/a&gt;"
+
+
+class Zoo(Run):
+    """Stands for a finished run of a zoo: two ways, two pairs and a control."""
+
+    recipe = {
+        "name": "zoo",
+        "paper": "hyper_align",
+        "reference": "grid",
+        "models": [{"name": "grid", "kind": "ape"}, {"name": "made", "kind": "hyper_align"}],
+    }
+    provenance = {"commit": "c" * 40, "data_sha256": "d" * 64, "device": "CPU", "seeds": [0, 1]}
+    scores = frame(
+        [
+            score(model, image, value + 0.2 * seed, seed=seed, split=split, control=image == "copy")
+            for model, values in {"grid": (0.1, 0.3, 0.7), "made": (0.4, 0.2, 0.5)}.items()
+            for image, value in zip(("a", "b", "copy"), values, strict=True)
+            for split in ("valid", "test")
+            for seed in (0, 1)
+        ]
+    )
+    metrics = frame([row(model, "recall_at_10", 0.3) for model in ("grid", "made")])
+
+
+class OneZoo(Session):
+    """Stands for a session with one zoo."""
+
+    def __init__(self):
+        self._zoo = Zoo(Path("zoo-0"))
+
+    def runs(self, *papers):
+        return {"zoo": self._zoo}
+
+    def run(self, recipe, *papers):
+        return self._zoo
+
+
+def test_every_pair_of_a_zoo_stands_in_a_table_beside_the_way_it_is_compared_with():
+    numbers = ZooView(OneZoo(), ZooState(model="made", against="grid")).numbers()
+    # Means over the two seeds: 0.1 above the first; the control is last although it is best.
+    assert numbers.drop("text").rows() == [
+        ("a", False, pytest.approx(0.5), pytest.approx(0.2), pytest.approx(0.3)),
+        ("b", False, pytest.approx(0.3), pytest.approx(0.4), pytest.approx(-0.1)),
+        ("copy", True, pytest.approx(0.6), pytest.approx(0.8), pytest.approx(-0.2)),
+    ]
+
+
+def test_the_table_of_a_zoo_says_where_its_numbers_come_from_and_follows_the_controls():
+    view = ZooView(OneZoo(), ZooState(model="made", against="grid"))
+    assert {*ZooView.param.recipe.objects, *ZooView.param.model.objects} <= {None}  # shared by all browsers
+    (table,) = view.content().select(pn.widgets.Tabulator)
+    assert table.header_tooltips["value"].endswith("test split; model made, seeds 0, 1; run zoo-0")
+    view.model = "grid"
+    (table,) = view.content().select(pn.widgets.Tabulator)
+    assert table.value["difference"].tolist() == [0, 0, 0]

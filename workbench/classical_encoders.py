@@ -6,18 +6,17 @@ All run on the CPU. Rows are not of unit norm, but never zero: centred features 
 last column, histograms have a fixed norm, and a text of unknown words only gets the training's mean row.
 
 Shape letters: B batch, N training items, S side in pixels, D width of an encoder, F features before their
-reduction, P patches, T tokens, G cells along a side.
+reduction, P patches, G cells along a side.
 """
 
 from collections.abc import Callable
 from functools import partial
-from itertools import chain, product
+from itertools import product
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from scipy.fft import dctn
-from scipy.sparse import csr_matrix
 from skimage.feature import hog
 from skimage.filters import gabor_kernel
 from sklearn.cluster import MiniBatchKMeans
@@ -31,6 +30,7 @@ from torch.nn import functional
 
 from workbench.encoders import TextEncoder
 from workbench.errors import DataError
+from workbench.static_encoder import StaticEncoder
 
 FEWEST = 8  # training items
 MOST = 5000  # training images looked at: fitting to a seeded draw of more would take minutes
@@ -44,7 +44,7 @@ ImageFeatures = Callable[[Pixels], Float[Tensor, "B D"]]
 TextFeatures = Callable[[list[str]], Float[Tensor, "B D"]]
 
 
-def reduction(features: Float[Tensor, "N F"], width: int | None, seed: int) -> Callable[[Tensor], Tensor]:
+def reduction(features: Float[Tensor, "N F"], width: int | None) -> Callable[[Tensor], Tensor]:
     """Fit a centred linear map (B, F) -> (B, D), whose last column is constant.
 
     The other columns have a root mean square norm of 1 in training; the constant keeps an image like the mean
@@ -56,7 +56,7 @@ def reduction(features: Float[Tensor, "N F"], width: int | None, seed: int) -> C
     if centred.norm(dim=1).max() <= ZERO * features.norm(dim=1).max().clamp(min=1):
         raise DataError("the training images all look the same to this encoder; give images that differ")
     if width:
-        matrix = torch.from_numpy(_directions(centred.numpy(), width - 1, seed))
+        matrix = _principal(centred, width - 1)
     else:
         deviation = centred.square().mean(0).sqrt()
         matrix = torch.diag(1 / (deviation + 1e-3 * deviation.max()))  # the sum: no division by nearly zero
@@ -64,11 +64,12 @@ def reduction(features: Float[Tensor, "N F"], width: int | None, seed: int) -> C
     return lambda rows: functional.pad((rows - centre) @ matrix, (0, 1), value=CONSTANT)
 
 
-def _directions(rows: np.ndarray | csr_matrix, most: int, seed: int) -> Float[np.ndarray, "F D"]:
-    """Return the first right singular vectors: fewer than rows and than features, none that is noise."""
-    count = max(1, min(most, *(size - 1 for size in rows.shape)))
-    _, sizes, directions = randomized_svd(rows, count, random_state=seed)
-    return np.ascontiguousarray(directions[sizes > 1e-5 * sizes[0]].T, np.float32)
+def _principal(centred: Float[Tensor, "N F"], most: int) -> Float[Tensor, "F D"]:
+    """Return principal directions of centred rows: fewer than rows and than features, none that is noise."""
+    squares, directions = torch.linalg.eigh(centred.T.double() @ centred.double())  # smallest first
+    count = max(1, min(most, *(size - 1 for size in centred.shape)))
+    kept = squares[-count:] > 1e-10 * squares[-1]
+    return directions[:, -count:][:, kept].flip(1).float()
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -199,25 +200,30 @@ def random_convolutions(seed: int) -> ImageFeatures:
     return convolve
 
 
+def small_pixels(pixels: Pixels) -> Float[Tensor, "B F"]:
+    """The picture itself at a side of 16, 0 to 1."""
+    return _resized(pixels, 16).flatten(1) / 255
+
+
 def _by_parts(features: ImageFeatures, pixels: Pixels) -> Float[Tensor, "B D"]:
     return torch.cat([features(part) for part in pixels.split(_TOGETHER)])
 
 
-def _reduced(features: ImageFeatures, width: int | None, pixels: Pixels, seed: int) -> ImageFeatures:
+def _reduced(features: ImageFeatures, width: int | None, pixels: Pixels) -> ImageFeatures:
     """Put a reduction behind features, fitted on the same images."""
-    reduce = reduction(_by_parts(features, pixels), width, seed)
+    reduce = reduction(_by_parts(features, pixels), width)
     return lambda pixels: reduce(features(pixels))
 
 
 _IMAGES: dict[str, Callable[[Tensor, int], ImageFeatures]] = {
-    "pixels_pca": partial(_reduced, lambda pixels: _resized(pixels, 16).flatten(1) / 255, 128),
+    "pixels_pca": lambda pixels, seed: _reduced(small_pixels, 128, pixels),
     "colour_histogram": lambda pixels, seed: colour_shares,
-    "hog": partial(_reduced, oriented_gradients, 256),
+    "hog": lambda pixels, seed: _reduced(oriented_gradients, 256, pixels),
     "lbp": lambda pixels, seed: binary_patterns,
-    "frequencies": partial(_reduced, cosine_magnitudes, None),
-    "gabor": partial(_reduced, gabor_statistics, None),
-    "visual_words": lambda pixels, seed: _reduced(visual_words(pixels, seed), 256, pixels, seed),
-    "random_convolutions": lambda pixels, seed: _reduced(random_convolutions(seed), None, pixels, seed),
+    "frequencies": lambda pixels, seed: _reduced(cosine_magnitudes, None, pixels),
+    "gabor": lambda pixels, seed: _reduced(gabor_statistics, None, pixels),
+    "visual_words": lambda pixels, seed: _reduced(visual_words(pixels, seed), 256, pixels),
+    "random_convolutions": lambda pixels, seed: _reduced(random_convolutions(seed), None, pixels),
 }
 IMAGE_NAMES = tuple(_IMAGES)
 
@@ -228,7 +234,7 @@ def fit_image_encoder(name: str, pixels: UInt8[Tensor, "N 3 S S"], seed: int = 0
     Args:
         name: one of :data:`IMAGE_NAMES`.
         pixels: training images, RGB, at least 8; of more than :data:`MOST`, that many are drawn.
-        seed: of that draw, of random weights, of k-means and of the search for principal components.
+        seed: of that draw, of random weights and of k-means.
 
     Returns:
         What encodes images of any side from 32 up; no row is zero. Narrower than usual after few images.
@@ -273,7 +279,9 @@ def _lsa(settings: dict[str, object], texts: list[str], seed: int) -> TextFeatur
         rows = counts.fit_transform(texts)
     except ValueError as problem:  # its text names settings that are not the caller's
         raise DataError("no part of a text occurs in two training texts; give more texts") from problem
-    directions = _directions(rows, 256, seed)
+    count = max(1, min(256, *(size - 1 for size in rows.shape)))
+    _, sizes, found = randomized_svd(rows, count, random_state=seed)
+    directions = np.ascontiguousarray(found[sizes > 1e-5 * sizes[0]].T, np.float32)  # none that is noise
     return lambda texts: torch.from_numpy(counts.transform(texts) @ directions).float()
 
 
@@ -294,22 +302,10 @@ def _word_table(texts: list[str], seed: int, a: float = 1e-3) -> TextFeatures:
     # Deviation: Arora et al. then remove the common component of all texts; it stays here.
     model = TextEncoder().model
     vectors = model[0].auto_model.get_input_embeddings().weight.detach()
-    tokenizer, special = model.tokenizer, set(model.tokenizer.all_special_ids)
-
-    def tokenize(texts: list[str]) -> tuple[Int[Tensor, " T"], Int[Tensor, " B"]]:
-        found = tokenizer(texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        kept = [[token for token in tokens if token not in special] for tokens in found]
-        return torch.tensor(list(chain(*kept)), dtype=torch.long), torch.tensor([len(row) for row in kept])
-
-    seen = torch.bincount(tokenize(texts)[0], minlength=len(vectors))
-    table = vectors * (a / (a + seen / seen.sum().clamp(min=1)))[:, None]
-
-    def average(texts: list[str]) -> Float[Tensor, "B 384"]:
-        tokens, lengths = tokenize(texts)
-        sums = functional.embedding_bag(tokens, table, lengths.cumsum(0) - lengths, mode="sum")
-        return sums / lengths.clamp(min=1)[:, None]
-
-    return average
+    words = StaticEncoder(model.tokenizer.backend_tokenizer, vectors)
+    seen = torch.bincount(words.tokens(texts)[0], minlength=len(vectors))
+    words.table = vectors * (a / (a + seen / seen.sum().clamp(min=1)))[:, None]
+    return words.average
 
 
 _TEXTS: dict[str, Callable[[list[str], int], TextFeatures]] = {

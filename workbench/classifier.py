@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from workbench.conditions import normalise_text
 from workbench.datasets.class_sets import PLAIN_TEMPLATES, check_classes
 from workbench.encoders import TextEncoder
 from workbench.errors import DataError, RunError
+from workbench.evaluation.zero_shot import class_ranks
 from workbench.hypernetworks import GeneratedWeights
 from workbench.manifests import cache_folder
 from workbench.papers.comparison import fill_in
@@ -86,6 +87,11 @@ class HyperCLIPModel:
         """Where the model lies."""
         return self.model.clip.logit_scale.device
 
+    @property
+    def blends(self) -> bool:
+        """Whether strength goes from an encoder without a condition to the generated one."""
+        return self.model.generator is not None and not self.model.replaces
+
     def text_inputs(self, texts: list[str]) -> Tensor:
         """Return what the text tower reads: sentence embeddings, or tokens."""
         if self.store is not None:
@@ -95,16 +101,23 @@ class HyperCLIPModel:
         return SimpleTokenizer(context_length=self.context)(texts).to(self.device)
 
     @torch.inference_mode()
-    def adapt(self, class_names: list[str], templates: Sequence[str] = PLAIN_TEMPLATES) -> "Classifier":
+    def adapt(
+        self, class_names: list[str], templates: Sequence[str] = PLAIN_TEMPLATES, strength: float = 1.0
+    ) -> "Classifier":
         """Generate the encoder for some classes, from their names alone.
 
         Args:
             class_names: two or more, each once.
             templates: words around a class name; each holds one pair of braces.
+            strength: 0 is the encoder without a condition, 1 the model; other than 1 only where there is such
+                an encoder (:attr:`blends`).
 
         Raises:
-            DataError: class names or templates that cannot be used.
+            DataError: class names, templates or a strength that cannot be used.
         """
+        if strength != 1 and not self.blends:
+            name = self.model.settings.name
+            raise DataError(f"model {name} has no encoder without its condition, so strength is 1")
         names = check_classes(class_names)
         if isinstance(templates, str) or not templates:
             raise DataError(f"templates must be a list of one or more texts, got {templates!r}")
@@ -115,8 +128,11 @@ class HyperCLIPModel:
         with self.lock:  # the store, too, takes in new texts for one caller at a time
             directions = self.model.class_weights(self.text_inputs(prompts), len(names))
             weights = self.model.generate(directions)
-            if weights is not None:
-                weights = self.model.calibrate(weights)
+            if strength == 0:
+                weights = None
+            if weights is not None:  # vectors, which are added to the tower's own
+                scaled = {name: strength * tensor for name, tensor in weights.tensors.items()}
+                weights = self.model.calibrate(GeneratedWeights(weights.spec, scaled))
         return Classifier(self, names, directions, weights)
 
     @torch.inference_mode()
@@ -192,6 +208,12 @@ class Classifier:
         return pl.DataFrame(
             {"class": [self.classes[place] for place in best.indices.tolist()], "share": best.values.tolist()}
         )
+
+    @torch.inference_mode()
+    def ranks(self, pixels: UInt8[Tensor, "N 3 S S"], label: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """Return the rank of each picture's true class among all, as a run counts it; 1 is best."""
+        images = self.source.embed(pixels, self.weights)
+        return class_ranks(images, self.directions, label.to(self.source.device))[0].cpu()
 
     def vector(self) -> Float[Tensor, " P"]:
         """Return the generated numbers end to end, in the order of the spec: what a task pack carries."""

@@ -27,14 +27,13 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; never chosen sil
 @app.command("list")
 def list_command() -> None:
     """List recipes with their sets, and data sets with whether they are on this machine."""
-    from workbench.config import recipe_names
+    from workbench.config import read_recipe, recipe_names
     from workbench.manifests import locate, manifest_names
-    from workbench.papers import load_recipe
 
     print("recipes")
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        print(f"  {name:28} {','.join(recipe.sets) or '-':10} {recipe.title}")
+    for name in recipe_names():  # as they are written: checking them would import every paper
+        recipe = read_recipe(name)
+        print(f"  {name:28} {','.join(recipe.get('sets') or []) or '-':10} {recipe.get('title', '-')}")
     print("data sets")
     print(f"  {'bundled':28} {'here':10} 320 hand-written sentences, shipped with the workbench")
     for name in manifest_names():
@@ -49,7 +48,7 @@ def doctor() -> None:
     bad = 0
     for name, fine, text in checks():
         bad += not fine
-        print(f"{'ok  ' if fine else 'MISS'} {name:18} {text}")
+        print(f"{'ok  ' if fine else 'MISS'} {name:18} {text}", flush=True)
     raise typer.Exit(1 if bad else 0)
 
 
@@ -119,14 +118,22 @@ def run(
         tuple[float, float] | None, typer.Option(help="Lowest and highest label of own pairs.")
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Compute again even if this run is done.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the trainings; one a core if not given.")
+    ] = None,
 ) -> None:
     """Train and evaluate all models of a recipe; the last line is the run's folder."""
+    from workbench.processes import joined
     from workbench.report import write_run_report
     from workbench.runs import run_recipe
+    from workbench.sharing import cores
 
-    result = run_recipe(
-        recipe, out=out, device=device, changes=_changes(recipe, seed, data, label_range), fresh=fresh
-    )
+    changes = _changes(recipe, seed, data, label_range)
+    with joined(device) as own:
+        settings = {"changes": changes, "fresh": fresh, "workers": workers or cores()}
+        result = run_recipe(recipe, out=out, device=own, **settings)
+    if result is None:
+        return
     write_run_report(result)
     print(f"report: {result.folder.parent.parent / 'html' / (result.folder.name + '.html')}")
     print(f"run: {result.folder}")
@@ -143,11 +150,13 @@ def _changes(
         known = load_recipe(recipe)
         before = known.data.model_dump(mode="json")
         if data:
-            if before["source"] not in ("files", "table", "features"):
+            if before["source"] not in ("files", "table", "features", "shards"):
                 # Other data than the recipe's: its bars and published numbers do not apply.
                 changes |= {"bars": [], "published": [], "title": f"{known.title}, on own data: {data.stem}"}
             own = "features" if data.is_dir() else "table"  # of a zoo: arrays, or captioned pictures
             source = own if known.paper == "hyper_align" else "files"
+            if before["source"] == "shards":
+                source = "shards"
             before |= {"source": source, "name": data.stem, "path": str(data)}
         changes["data"] = {**before, **({"label_range": list(label_range)} if label_range else {})}
     return changes
@@ -157,7 +166,7 @@ def _changes(
 def reproduce(
     recipes: Annotated[list[str] | None, typer.Argument(help="Recipe names; none for a whole set.")] = None,
     which: Annotated[
-        str, typer.Option("--set", help="embedded, families, tiny, benchmark, paper.")
+        str, typer.Option("--set", help="embedded, families, neighbours, tiny, benchmark, paper.")
     ] = "embedded",
     device: Device = "cpu",
     out: Out = Path("reports"),

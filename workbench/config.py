@@ -78,7 +78,7 @@ class Recipe(Settings):
     name: str = Field(pattern=f"^{_NAME.pattern}$", description="also names the run's folder")
     paper: str
     title: str
-    sets: tuple[Literal["embedded", "families", "tiny", "benchmark", "paper"], ...] = ()
+    sets: tuple[Literal["embedded", "families", "neighbours", "tiny", "benchmark", "paper"], ...] = ()
     notebooks: tuple[str, ...] = ()
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     published: tuple[Published, ...] = ()

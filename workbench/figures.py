@@ -70,6 +70,8 @@ METRIC_TITLES = {
     "seconds_batch_1": "seconds at batch 1",
     "seconds_batch_128": "seconds at batch 128",
 }
+# One meaning each: amounts from zero, quantities with a sign, and changes of something around zero.
+AMOUNTS, SIGNED, CHANGES = "Viridis", "RdBu_r", "PuOr_r"
 CHANCE = {"spearman": 0.0, "pearson": 0.0, "auc": 0.5, "pair_order": 0.5}
 LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
@@ -229,7 +231,7 @@ def similarity_change_figure(
     figure.update_layout(
         **LAYOUT,
         height=460,
-        coloraxis={"colorscale": "RdBu_r", "cmin": -1, "cmax": 1, "colorbar": {"title": "cosine"}},
+        coloraxis={"colorscale": SIGNED, "cmin": -1, "cmax": 1, "colorbar": {"title": "cosine"}},
     )
     figure.update_yaxes(autorange="reversed")
     return figure
@@ -240,7 +242,7 @@ def condition_distance_figure(labels: list[str], distances: list[list[float]]) -
     labels = [plain(label) for label in labels]
     figure = go.Figure(
         go.Heatmap(
-            z=distances, x=labels, y=labels, colorscale="Viridis", colorbar={"title": "distance"},
+            z=distances, x=labels, y=labels, colorscale=AMOUNTS, colorbar={"title": "distance"},
             hovertemplate="%{y}<br>%{x}<br>distance %{z:.2f}<extra></extra>",
         )
     )  # fmt: skip
@@ -262,7 +264,7 @@ def strength_figure(strengths: list[float], curves: dict[str, list[float]]) -> g
 
 
 def history_figure(cards: list[dict[str, Any]], models: list[str]) -> go.Figure:
-    """Draw the training loss by epoch, first seed, of some models; a family's colour, a dash for each."""
+    """Draw the training loss over the epochs, first seed, of some models; a family's colour, a dash each."""
     dashes, figure = ("solid", "dash", "dot", "dashdot"), go.Figure()
     seen: dict[str, str] = {}
     for card in cards:
@@ -279,7 +281,7 @@ def history_figure(cards: list[dict[str, Any]], models: list[str]) -> go.Figure:
             )
     figure.update_layout(**LAYOUT, title="Training loss, first seed", height=420)
     figure.update_xaxes(title="epoch", rangemode="tozero")
-    figure.update_yaxes(title="training loss, mean over an epoch")
+    figure.update_yaxes(title="training loss, mean since the last point")
     return figure
 
 

@@ -39,9 +39,7 @@ def _dots(
         hollow: keys that are drawn hollow.
     """
     key, places = rows.columns[0], {one: place for place, one in enumerate(labels)}
-    low, high = (
-        one if value in ("value", "effect", "share") else f"{value}_{one}" for one in ("low", "high")
-    )
+    low, high = (f"{value}_{one}" if f"{value}_{one}" in rows.columns else one for one in ("low", "high"))
     figure = go.Figure()
     for index, (side, name) in enumerate(names.items()):
         own = rows.filter(pl.col(value).is_not_null(), side=side)
@@ -64,7 +62,7 @@ def _dots(
     )
     margin = {**LAYOUT["margin"], "t": 70, "b": 60 + 22 * (len(names) + 1)}
     figure.update_layout(**{**LAYOUT, "margin": margin}, height=200 + 62 * len(places))
-    figure.update_layout(legend={"orientation": "v"}, title={"font": {"size": 14}})
+    figure.update_layout(legend={"orientation": "v"}, showlegend=True, title={"font": {"size": 14}})
     return figure
 
 
@@ -146,19 +144,34 @@ def association_figure(rows: pl.DataFrame) -> go.Figure:
     return figure
 
 
+def _kinds(rows: pl.DataFrame, value: str, line: float) -> go.Figure:
+    """Draw one dot for each kind of pair, plain and under the condition, with the number of pairs."""
+    first = rows.unique("kind", keep="first", maintain_order=True)
+    labels = {kind: f"{kind} ({pairs} pairs)" for kind, pairs in first.select("kind", "pairs").iter_rows()}
+    return _dots(rows, labels, value, {side: side for side in (PLAIN, CONDITIONED)}, line=line)
+
+
 def preference_figure(rows: pl.DataFrame) -> go.Figure:
     """Draw how often the stereotypical sentence of a pair lies nearer to a neutral context.
 
     Args:
         rows: as :func:`workbench.text_bias.preference_rows` gives them.
     """
-    labels = {
-        kind: f"{kind} ({rows.filter(pl.col('kind') == kind)['pairs'][0]} pairs)"
-        for kind in rows["kind"].unique(maintain_order=True)
-    }
-    figure = _dots(rows, labels, "share", {side: side for side in (PLAIN, CONDITIONED)}, line=0.5)
+    figure = _kinds(rows, "share", line=0.5)
     figure.update_layout(title="Stereotype nearer to the context<br>bar: 95 % Wilson interval")
     figure.update_xaxes(title="share (0 to 1, 0.5: none)", range=[-0.02, 1.02])
+    return figure
+
+
+def distance_figure(rows: pl.DataFrame) -> go.Figure:
+    """Draw how far apart sentences lie that only differ in the group they speak of.
+
+    Args:
+        rows: as :func:`workbench.text_bias.distance_rows` gives them.
+    """
+    figure = _kinds(rows, "distance", line=0.0)
+    figure.update_layout(title="Distance of sentences that differ in the group<br>bar: 95 % bootstrap")
+    figure.update_xaxes(title="1 - cosine (0 to 2, 0: the group is not seen)")
     return figure
 
 

@@ -9,7 +9,7 @@ import textwrap
 import plotly.graph_objects as go
 import polars as pl
 
-from workbench.figures import LAYOUT, plain
+from workbench.figures import AMOUNTS, CHANGES, LAYOUT, SIGNED, plain
 
 TOGETHER, PARTED, CHOSEN = "#0072B2", "#D55E00", "#009E73"
 _QUADRANTS = {  # place of the label of each quadrant: x, y as shares of the axes, and its anchors
@@ -70,13 +70,14 @@ def quadrants_figure(changed: pl.DataFrame, condition: str, chosen: int | None =
     gold = "gold" in changed.columns and changed["gold"].null_count() < changed.height
     colour = {"color": TOGETHER}
     if gold:
-        colour = {"color": changed["gold"].to_list(), "colorscale": "Cividis", "cmin": 0, "cmax": 1,
+        colour = {"color": changed["gold"].to_list(), "colorscale": AMOUNTS, "cmin": 0, "cmax": 1,
                   "showscale": True, "colorbar": {"title": "gold<br>score", "thickness": 12}}  # fmt: skip
     figure = go.Figure()
     figure.add_scatter(
         x=changed["plain"].to_list(), y=changed["conditioned"].to_list(), customdata=changed["row"].to_list(),
         text=_told(changed), hovertemplate="%{text}<extra></extra>", mode="markers", showlegend=False,
-        marker={"size": 7, "opacity": 0.75, **colour},
+        # Edges of a grey between the page's two papers: the darkest dots would be lost on the dark one.
+        marker={"size": 7, "opacity": 0.75, "line": {"width": 0.5, "color": "#888888"}, **colour},
     )  # fmt: skip
     if chosen is not None:
         own = changed.filter(row=chosen)
@@ -91,13 +92,18 @@ def quadrants_figure(changed: pl.DataFrame, condition: str, chosen: int | None =
     counts = dict(changed["quadrant"].value_counts().iter_rows())
     for name, (x, y, left, top) in _QUADRANTS.items():
         figure.add_annotation(
-            text=f"{name}: {counts.get(name, 0):,}", x=x, y=y, xref="paper", yref="paper", xanchor=left,
-            yanchor=top, showarrow=False,
+            text=f"{name.replace(' ', '<br>')}: {counts.get(name, 0):,}", align=left, x=x, y=y,
+            xref="paper", yref="paper", xanchor=left, yanchor=top, showarrow=False,
         )  # fmt: skip
     title = f"{changed.height:,} pairs; dotted: the medians"
     figure.update_layout(**{**LAYOUT, "margin": {**LAYOUT["margin"], "b": 60}}, title=title, height=480)
     figure.update_xaxes(title=f"plain {_COSINE}", zeroline=False)
-    figure.update_yaxes(title=f"conditioned {_COSINE}<br>{plain(_shortened(condition, 40))}", zeroline=False)
+    low, high = changed["conditioned"].min(), changed["conditioned"].max()
+    room = 0.18 * max(high - low, 0.1)  # for the words in the corners, above and below all dots
+    figure.update_yaxes(
+        title=f"conditioned {_COSINE}<br>{plain(_shortened(condition, 40))}", zeroline=False,
+        range=[low - room, high + room],
+    )  # fmt: skip
     return figure
 
 
@@ -131,7 +137,10 @@ def separations_figure(found: pl.DataFrame, condition: str = "") -> go.Figure:
         title="What parts the chosen pair most",
     )  # fmt: skip
     figure.add_vline(x=0, line_color="#888888")
-    figure.update_xaxes(title="change of the cosine (-2 to 2)")
+    # Room for the numbers at the ends of the bars: they would stand on the names.
+    low, high = min([0.0, *found["change"]]), max([0.0, *found["change"]])
+    room = 0.25 * (high - low)
+    figure.update_xaxes(title="change of the cosine (-2 to 2)", range=[low - room, high + room])
     figure.update_yaxes(tickvals=[*range(len(rows))], ticktext=ticks, autorange="reversed")
     return figure
 
@@ -165,7 +174,7 @@ def cosines_figure(
     figure = go.Figure(
         go.Heatmap(
             z=values, x=places, y=places, zmin=-limit, zmax=limit, zmid=0,
-            colorscale="PuOr_r" if change else "RdBu_r",
+            colorscale=CHANGES if change else SIGNED,
             colorbar={"thickness": 12, "title": "change" if change else "cosine"},
             customdata=[[known.get((min(row, col), max(row, col)), -1) for col in places] for row in places],
             text=[[f"{row + 1}: {told[row]}<br>{col + 1}: {told[col]}" for col in places] for row in places],
@@ -194,6 +203,40 @@ def cosines_figure(
     figure.update_yaxes(
         tickvals=places, ticktext=numbers, autorange="reversed", scaleanchor="x", showgrid=False
     )
+    return figure
+
+
+def words_figure(words: list[str], added: list[float], title: str, told: str, limit: float) -> go.Figure:
+    """Draw what each word adds to a cosine, in the order of reading.
+
+    Args:
+        words: as written.
+        added: by each, in units of the cosine; below 0 it lowers it.
+        title: whose words they are.
+        told: below the title.
+        limit: of the axis on both sides, shared by figures that stand beside each other.
+    """
+    places = [*range(len(words))]
+    figure = go.Figure(
+        go.Bar(
+            x=added, y=places, orientation="h",
+            marker={"color": [PARTED if value < 0 else TOGETHER for value in added],
+                    "pattern": {"shape": ["/" if value < 0 else "" for value in added]}},
+            text=[plain(word) for word in words], textposition="none",
+            hovertemplate="%{text}: %{x:+.4f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_layout(
+        **{**LAYOUT, "margin": {"l": 10, "r": 10, "t": 70, "b": 50}}, height=150 + 17 * len(words),
+        title=f"{plain(title)}<br><sub>{plain(told)}</sub>",
+    )  # fmt: skip
+    figure.add_vline(x=0, line_color="#888888")
+    room = 1.05 * (limit or 1.0)
+    figure.update_xaxes(title="added to the cosine (-2 to 2)", range=[-room, room], nticks=5)
+    figure.update_yaxes(
+        tickvals=places, ticktext=[plain(_shortened(word, 18)) for word in words],
+        range=[len(words) - 0.5, -0.5], showgrid=False, tickfont={"size": 11},
+    )  # fmt: skip
     return figure
 
 

@@ -1,7 +1,10 @@
 """Sentences before and after a condition -> plotly figure."""
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
+import plotly.io as pio
 import polars as pl
 
 from workbench.figures import LAYOUT, plain
@@ -10,6 +13,7 @@ from workbench.figures import LAYOUT, plain
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _SHAPES = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
 _BLANK = "not said"
+_TEMPLATE = pio.templates[LAYOUT["template"]].to_plotly_json()
 _MANY = 4000  # sentences beyond which the graphics card draws, without paths and animation
 
 
@@ -25,37 +29,47 @@ def moved_figure(
         clicked: row of a sentence to mark, None for none.
     """
     many, gap = frame.height > _MANY, np.full(frame.height, np.nan)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[] if many else np.column_stack([frame["x0"], frame["x1"], gap]).ravel(),
-        y=[] if many else np.column_stack([frame["y0"], frame["y1"], gap]).ravel(),
-        mode="lines", line={"color": "rgba(120,120,120,0.18)", "width": 1}, hoverinfo="skip", name="from",
-        showlegend=not many,
-    )  # fmt: skip
-    value_of = pl.col(attribute).cast(pl.String).fill_null(_BLANK) if attribute else pl.lit("sentences")
-    rows = frame.select("text", "x1", "y1", value=value_of).with_row_index("row")
-    add = figure.add_scattergl if many else figure.add_scatter
-    for place, value in enumerate(sorted(rows["value"].unique(), key=lambda one: (one == _BLANK, one))):
-        part = rows.filter(pl.col("value") == value)
+    kind = "scattergl" if many else "scatter"
+    traces: list[dict[str, Any]] = [{
+        "type": "scatter", "mode": "lines", "name": "from", "hoverinfo": "skip", "showlegend": not many,
+        "x": [] if many else np.column_stack([frame["x0"], frame["x1"], gap]).ravel(),
+        "y": [] if many else np.column_stack([frame["y0"], frame["y1"], gap]).ravel(),
+        "line": {"color": "rgba(120,120,120,0.18)", "width": 1},
+    }]  # fmt: skip
+    x, y = frame["x1"].to_numpy(), frame["y1"].to_numpy()
+    # All at once; no text holds the character between them, which normalising refuses.
+    texts = np.array(plain("\0".join(frame["text"])).split("\0"), object)
+    known = frame[attribute].cast(pl.String).fill_null(_BLANK) if attribute else ["sentences"] * frame.height
+    values = np.array(known, object)
+    for place, value in enumerate(sorted(set(values), key=lambda one: (one == _BLANK, one))):
+        rows = np.flatnonzero(values == value).astype(np.uint32)
         colour = "#cccccc" if value == _BLANK else _COLOURS[place % len(_COLOURS)]
         shape = _SHAPES[place // len(_COLOURS) % len(_SHAPES)]
-        add(
-            x=part["x1"].to_numpy(), y=part["y1"].to_numpy(), mode="markers", name=plain(value),
-            marker={"color": colour, "symbol": shape, "size": 5 if many else 9, "opacity": 0.9},
-            customdata=part["row"].to_numpy(), text=[plain(text) for text in part["text"]],
-            hovertemplate="%{text}<extra>" + plain(value) + "</extra>",
-        )  # fmt: skip
+        traces.append({
+            "type": kind, "mode": "markers", "name": plain(value), "x": x[rows], "y": y[rows],
+            "marker": {"color": colour, "symbol": shape, "size": 5 if many else 9, "opacity": 0.9},
+            "customdata": rows, "text": texts[rows],
+            "hovertemplate": "%{text}<extra>" + plain(value) + "</extra>",
+        })  # fmt: skip
     if clicked is not None and clicked < frame.height:
-        figure.add_scatter(
-            x=[frame["x1"][clicked]], y=[frame["y1"][clicked]], mode="markers", name="chosen",
-            marker={"symbol": "circle-open", "size": 18, "color": "#000000"}, hoverinfo="skip",
-        )  # fmt: skip
-    figure.update_layout(**LAYOUT, title=plain(titles[0]), height=560)
+        traces.append({
+            "type": "scatter", "mode": "markers", "name": "chosen", "hoverinfo": "skip",
+            "x": [x[clicked]], "y": [y[clicked]],
+            "marker": {"symbol": "circle-open", "size": 18, "color": "#000000"},
+        })  # fmt: skip
+    layout: dict[str, Any] = {
+        **LAYOUT,
+        "template": _TEMPLATE,
+        "title": {"text": plain(titles[0])},
+        "height": 560,
+    }
     if not many:
-        figure.update_layout(transition={"duration": 400})
-    for axis, name in ((figure.update_xaxes, "first"), (figure.update_yaxes, "second")):
-        axis(title=f"{name} principal axis ({plain(titles[1])})", zeroline=False)
-    return figure
+        layout["transition"] = {"duration": 400}
+    for axis, name in (("xaxis", "first"), ("yaxis", "second")):
+        title = {"text": f"{name} principal axis ({plain(titles[1])})"}
+        layout[axis] = {"title": title, "zeroline": False}
+    # At once and unchecked: plotly copies all it checks, texts one by one, at every change of a condition.
+    return go.Figure(traces, layout, _validate=False)
 
 
 def purity_figure(

@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 import polars as pl
 from torch import Tensor
 
-from workbench.figures import LAYOUT, plain
-from workbench.geometry.matrices import block_means, spectrum_rank, tree_of
+from workbench.figures import AMOUNTS, LAYOUT, SIGNED, plain
+from workbench.geometry.matrices import block_means, tree_of
+from workbench.geometry.rank import spectrum_rank
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")
 _LABEL = 24  # letters of a name on an axis; the hover says it in full
@@ -33,7 +34,7 @@ def weight_figure(matrix: Tensor, title: str, most: int = 96) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=values.astype(np.float32), x0=0, dx=wide, y0=0, dy=tall, zmin=-limit, zmax=limit, zmid=0,
-            colorscale="RdBu_r", colorbar={"thickness": 12, "title": "weight", "tickformat": "~g"},
+            colorscale=SIGNED, colorbar={"thickness": 12, "title": "weight", "tickformat": "~g"},
             hovertemplate="in %{y}, out %{x}: %{z:.4f}<extra></extra>",
         )
     )  # fmt: skip
@@ -85,7 +86,7 @@ def distances_figure(names: Sequence[str], distances: np.ndarray, title: str) ->
     told = [plain(_cut(names[place], 80)) for place in order]
     figure = go.Figure(
         go.Heatmap(
-            z=values, x=places, y=places, zmin=0, colorscale="Viridis",
+            z=values, x=places, y=places, zmin=0, colorscale=AMOUNTS,
             colorbar={"thickness": 12, "title": "distance", "tickformat": "~g"},
             text=[[f"{one}<br>{other}" for other in told] for one in told],
             hovertemplate="%{text}<br>distance %{z:.4g}<extra></extra>",
@@ -93,10 +94,11 @@ def distances_figure(names: Sequence[str], distances: np.ndarray, title: str) ->
     )  # fmt: skip
     ticks = [labels[place] for place in order]
     figure.update_layout(
-        **{**LAYOUT, "margin": {"l": 10, "r": 10, "t": 70, "b": 10}}, height=300 + 18 * len(names),
+        **{**LAYOUT, "margin": {"l": 10, "r": 10, "t": 70, "b": 40}}, height=200 + 18 * len(names),
         title=f"Distances between weights<br><sub>{plain(title)}</sub>",
     )  # fmt: skip
-    figure.update_xaxes(tickvals=places, ticktext=ticks, tickangle=-90, showgrid=False)
+    # The names once: on a phone they would stand on each other along the bottom.
+    figure.update_xaxes(title="the same, in the same order", showticklabels=False, showgrid=False)
     figure.update_yaxes(tickvals=places, ticktext=ticks, autorange="reversed", showgrid=False)
     return figure
 

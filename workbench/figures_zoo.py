@@ -5,6 +5,7 @@ symbol or a dash of its own. Names of encoders come from data: they are escaped,
 """
 
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from workbench.figures import FAMILY_COLOURS, LAYOUT, METRIC_TITLES, family, plain
+from workbench.figures import AMOUNTS, CHANGES, FAMILY_COLOURS, LAYOUT, METRIC_TITLES, family, plain
 from workbench.zoo_scores import (
     MAIN,
     best_of_groups,
@@ -27,7 +28,30 @@ _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _PLACES = ("middle right", "top center", "bottom center", "middle left")
 _ROOM = 0.16  # beside the outermost points, as a share of their distance
+_SUBTITLE, _PANEL = 52, 16  # letters of a line below a title, and of a panel's title, on a phone
+_PHONE = 250.0  # pixels that the cost figure is wide on a phone
 _SHORT = "recall at 10 (0 to 1, ideal 1)"
+
+
+def _lines(text: str, letters: int) -> str:
+    """Break a text into lines short enough for a phone; it shows as it is."""
+    return "<br>".join(plain(line) for line in textwrap.wrap(text, letters))
+
+
+def _head(title: str, told: str, panels: int = 0, below: int = 100) -> dict[str, Any]:
+    """Return a layout with a title and what is told below it, which grows downwards.
+
+    Args:
+        title: short enough for a phone.
+        told: of any length.
+        panels: lines of the panels' titles.
+        below: margin at the bottom.
+    """
+    under = _lines(told, _SUBTITLE)
+    top = 66 + 22 * under.count("<br>") + 16 * panels
+    text = {"text": f"{title}<br><sub>{under}</sub>", "yref": "container", "y": 1, "yanchor": "top",
+            "pad": {"t": 14}}  # fmt: skip
+    return {**LAYOUT, "title": text, "margin": {**LAYOUT["margin"], "t": top, "b": below}}
 
 
 def _styles(models: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
@@ -65,10 +89,10 @@ def pair_matrix_figure(scores: pl.DataFrame, model: str, reference: str) -> go.F
     texts = means["text"].unique(maintain_order=True).to_list()
     order = image_order(scores, reference)
     images = [name for name in order if name not in controls]
-    lines = [*images, *([None, *(name for name in order if name in controls)] if controls else [])]
-    values = np.full((len(lines), len(texts)), np.nan)
+    rows = [*images, *([None, *(name for name in order if name in controls)] if controls else [])]
+    values = np.full((len(rows), len(texts)), np.nan)
     change = values.copy()
-    for row, image in enumerate(lines):
+    for row, image in enumerate(rows):
         for column, text in enumerate(texts):
             if (text, image) in own:
                 values[row, column] = own[text, image]["value"]
@@ -80,7 +104,7 @@ def pair_matrix_figure(scores: pl.DataFrame, model: str, reference: str) -> go.F
         rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04,
         subplot_titles=[plain(name) for name, _ in panels],
     )  # fmt: skip
-    labels = [plain(image or "") for image in lines]
+    labels = [plain(image or "") for image in rows]
     for column, (_, table) in enumerate(panels, start=1):
         _add_map(figure, table, ([plain(text) for text in texts], labels), len(images), column)
     best = np.unravel_index(np.nanargmax(values[: len(images)]), (len(images), len(texts)))
@@ -89,19 +113,19 @@ def pair_matrix_figure(scores: pl.DataFrame, model: str, reference: str) -> go.F
         type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, row=1, col=1,
         line={"color": "#D55E00", "width": 4},
     )  # fmt: skip
-    told = f"best pair (framed): {plain(texts[column])} and {plain(lines[row])}, {values[row, column]:.3f}"
-    figure.update_layout(
-        **{**LAYOUT, "margin": {**LAYOUT["margin"], "t": 110, "b": 70}},
-        title=f"{plain(model)}: test R@10 of every pair<br><sub>{told}</sub>",
-        height=220 + 26 * len(lines),
-    )
+    told = f"best pair (framed): {texts[column]} and {rows[row]}, {values[row, column]:.3f}"
+    head = _head(f"{plain(model)}: test R@10 of every pair", told, 1, 70)
+    figure.update_layout(**head, height=220 + 26 * len(rows))
     figure.update_yaxes(
-        tickvals=[*range(len(lines))], ticktext=labels, range=[len(lines) - 0.5, -0.5],
+        tickvals=[*range(len(rows))], ticktext=labels, range=[len(rows) - 0.5, -0.5],
         showgrid=False, zeroline=False,
     )  # fmt: skip
     figure.update_yaxes(title="image encoder; controls below the gap" if controls else "image encoder", col=1)
-    figure.update_xaxes(title="text encoder", tickvals=[*range(len(texts))], showgrid=False, zeroline=False)
-    figure.update_xaxes(ticktext=[plain(text) for text in texts])
+    # Upright names: on a phone plotly would turn them by another angle in each panel.
+    figure.update_xaxes(
+        title="text<br>encoder", tickvals=[*range(len(texts))], ticktext=[plain(text) for text in texts],
+        tickangle=-90, showgrid=False, zeroline=False,
+    )  # fmt: skip
     if len(panels) == 1:
         figure.update_xaxes(domain=[0, 0.48])  # as wide as beside differences
         figure.layout.annotations[0].x = 0.24
@@ -120,9 +144,9 @@ def _add_map(
     known = np.isfinite(table)
     written = [[f"{cell:+.2f}" if signed else f"{cell:.2f}" for cell in line] for line in table]
     limit = float(np.nanmax(np.abs(table[:real]))) or 1.0
-    how: dict[str, Any] = {"colorscale": "Greens", "zmin": 0, "zmax": limit}
+    how: dict[str, Any] = {"colorscale": AMOUNTS, "zmin": 0, "zmax": limit}
     if signed:
-        how = {"colorscale": "RdBu_r", "zmin": -limit, "zmax": limit, "zmid": 0}
+        how = {"colorscale": CHANGES, "zmin": -limit, "zmax": limit, "zmid": 0}
     texts, images = names
     told = [[f"{text}, {image}" for text in texts] for image in images]
     figure.add_heatmap(
@@ -158,7 +182,7 @@ def cost_figure(
         elif row:
             figure.add_hline(
                 y=row["value"], line_dash="dot", line_color="#555555",
-                annotation_text=plain(name), annotation_position="bottom right",
+                annotation_text=plain(name), annotation_position="top right",
             )  # fmt: skip
     xs = _limits([point[0] for point in points.values()], _ROOM, 1.0)
     ys = _limits([row[end] for row in values.values() for end in ("low", "high")], 0.06, 0.01)
@@ -178,19 +202,17 @@ def cost_figure(
         )  # fmt: skip
         seen.add(style["family"])
     missing = [model["name"] for model in models if model["name"] not in values]
-    told = "" if group == "all" else f"; {plain(group.replace('=', ' '))} only"
-    told += f"; undefined, or not tried on all of these pairs: {plain(', '.join(missing))}" if missing else ""
-    figure.update_layout(
-        **LAYOUT, height=560,
-        title="What a connector costs and what it is worth<br>"
-        f"<sub>test; bar: 95 % bootstrap over images{told}</sub>",
-    )  # fmt: skip
+    told = "test; bar: 95 % bootstrap over images" + (
+        "" if group == "all" else f"; {group.replace('=', ' ')} only"
+    )
+    told += f"; undefined, or not tried on all of these pairs: {', '.join(missing)}" if missing else ""
+    figure.update_layout(**_head("What connectors cost and are worth", told), height=580)
     figure.update_xaxes(
-        title="floating-point operations of training, per pair (log scale; features not counted)",
+        title="operations of training, per pair<br>(log scale; features not counted)",
         type="log", tickformat="~s", dtick=1, minor={"dtick": "D2", "ticks": "outside"},
     )  # fmt: skip
     figure.update_xaxes(range=xs)
-    figure.update_yaxes(title=METRIC_TITLES.get(metric, metric.replace("_", " ")), range=ys)
+    figure.update_yaxes(title=_lines(METRIC_TITLES.get(metric, metric.replace("_", " ")), 32), range=ys)
     return figure
 
 
@@ -211,17 +233,18 @@ def _label_places(
         xs: limits of the axis.
         ys: likewise.
     """
-    wide, high = 900 / (xs[1] - xs[0]), 390 / (ys[1] - ys[0])  # pixels a unit, about
+    # Pixels a unit, about: names that do not meet on a phone do not on a wider screen.
+    wide, high = _PHONE / (xs[1] - xs[0]), 250 / (ys[1] - ys[0])
     at = {
         name: ((x - xs[0]) * wide, *((end - ys[0]) * high for end in ends))
         for name, (x, *ends) in points.items()
     }
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _, _ in at.values()]
     taken += [(x - 2, low, x + 2, top) for x, _, low, top in at.values()]
-    taken += [(-900.0, -900.0, 0.0, 900.0), (900.0, -900.0, 1800.0, 900.0)]  # beyond the plot
+    taken += [(-900.0, -900.0, 0.0, 900.0), (_PHONE, -900.0, 1800.0, 900.0)]  # beyond the plot
     found = {}
     for name, (x, y, _, _) in sorted(at.items(), key=lambda item: -item[1][0]):
-        size = 6.2 * len(name)
+        size = 5.5 * len(name)
         boxes = {
             "middle right": (x + 8, y - 7, x + 8 + size, y + 7),
             "top center": (x - size / 2, y + 8, x + size / 2, y + 22),
@@ -252,8 +275,8 @@ def scale_figure(scores: pl.DataFrame, models: list[dict[str, Any]]) -> go.Figur
     curve = scale_curve(scores).filter(pl.col("model").is_in(names))
     groups = best_of_groups(scores).filter(pl.col("model").is_in(names))
     labels = dict(groups.select("group", "encoders").unique(maintain_order=True).iter_rows())
-    titles = ["of N image encoders, any subset alike", "within a group (image encoders)"]
-    titles = titles if labels else titles[:1]
+    titles = ["of N encoders, any subset alike", "within a group (image encoders)"]
+    titles = [_lines(title, _PANEL) for title in (titles if labels else titles[:1])]
     figure = make_subplots(
         rows=1, cols=len(titles), shared_yaxes=True, horizontal_spacing=0.04, subplot_titles=titles
     )
@@ -279,23 +302,22 @@ def scale_figure(scores: pl.DataFrame, models: list[dict[str, Any]]) -> go.Figur
                      "arrayminus": own["value"] - own["low"], "thickness": 1.5, "width": 2},
             hovertemplate="%{text}: %{y:.3f}",
         )  # fmt: skip
-    figure.update_layout(
-        **{**LAYOUT, "margin": {**LAYOUT["margin"], "t": 100, "b": 150}}, height=580,
-        title="Best pair, chosen on valid, its test R@10<br>"
-        "<sub>mean over seeds; bars at the right: lowest and highest seed</sub>",
-    )  # fmt: skip
+    figure.update_annotations(font_size=12)
+    told = "mean over seeds; bars: lowest and highest seed"
+    figure.update_layout(**_head("Best pair by valid: its test R@10", told, 2, 150), height=620)
     figure.update_yaxes(title=_SHORT, col=1)
     largest = int(curve["size"].max()) if curve.height else 1
-    figure.update_xaxes(title="N, image encoders to choose from", dtick=1 if largest <= 15 else 5, col=1)
+    figure.update_xaxes(
+        title="N image encoders<br>to choose from", dtick=1 if largest < 8 else 2, tickangle=0, col=1
+    )
     if labels:
-        told = [
-            group.replace(" numbers", "<br>numbers").replace(" parameters", "<br>parameters")
-            + f"<br>({count})"
-            for group, count in labels.items()
-        ]
+        # Many groups stand upright, few in lines of one word or two.
+        many = len(labels) > 3
+        told = [f"{group} ({count})" for group, count in labels.items()]
+        told = told if many else [_lines(label, 10) for label in told]
         figure.update_xaxes(
             tickvals=[*range(len(told))], ticktext=told, range=[-0.5, len(told) - 0.5], showgrid=False,
-            tickangle=0, tickfont={"size": 10 if len(told) > 4 else 12}, col=2,
+            tickangle=-90 if many else 0, tickfont={"size": 11}, col=2,
         )  # fmt: skip
         for place in range(1, len(told)):
             figure.add_vline(x=place - 0.5, line_color="#DDDDDD", line_width=1, row=1, col=2)
@@ -322,8 +344,8 @@ def agreement_figure(
     columns = min(3, max(1, len(families)))
     rows = max(1, math.ceil(len(families) / columns))
     figure = make_subplots(
-        rows=rows, cols=columns, shared_xaxes=True, shared_yaxes=True, subplot_titles=families,
-        horizontal_spacing=0.03, vertical_spacing=0.12,
+        rows=rows, cols=columns, shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.03,
+        vertical_spacing=0.16, subplot_titles=[_lines(name, _PANEL) for name in families],
     )  # fmt: skip
     top = 1.05 * max([0.1, *means["value"]])
     for place in range(len(families)):
@@ -345,13 +367,12 @@ def agreement_figure(
             hovertemplate="%{text}: %{y:.3f}, grid %{x:.3f}",
             row=place // columns + 1, col=place % columns + 1,
         )  # fmt: skip
-    figure.update_layout(
-        **{**LAYOUT, "margin": {**LAYOUT["margin"], "t": 110, "b": 150}}, height=230 + 260 * rows,
-        title=f"Test R@10 of every pair: each way against the full grid {plain(reference)}<br>"
-        "<sub>in the legend: Spearman of the rankings, mean over seeds (ideal 1); dotted: equal</sub>",
-    )  # fmt: skip
-    figure.update_xaxes(range=[0, top])
+    told = f"test R@10, dotted: as {reference}; in the legend: Spearman of the rankings, mean over seeds"
+    figure.update_annotations(font_size=12)
+    head = _head("Every pair, against the full grid", f"{told} (ideal 1)", 3, 150)
+    figure.update_layout(**head, height=260 + 260 * rows, legend_font_size=11)
+    figure.update_xaxes(range=[0, top], tickangle=0, nticks=4)
     figure.update_yaxes(range=[0, top])
-    figure.update_xaxes(title=f"R@10 by {plain(reference)}", row=rows)
+    figure.update_xaxes(title=f"R@10<br>by {plain(reference)}", row=rows)
     figure.update_yaxes(title="R@10 by the way", col=1)
     return figure

@@ -2,13 +2,14 @@
 
 Three kinds of runs generate, or keep, weights: Hyper-CL from a condition's text (on graphs, a relation's),
 HyperCLIP from class names, Hyper-Align a connector for every pair of encoders. What a person types stands
-beside what is known: the conditions of the bundled or public data, a graph's relations, the class sets of the
-scenes, the encoders of a zoo.
+beside what is known: the conditions of the bundled or public data, a graph's relations, the class sets of
+its data, the encoders of a zoo.
 
 Shape letters: G things compared, A width in, B width out, R directions.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,16 +23,19 @@ from workbench.conditions import normalise_condition
 from workbench.datasets.bundled import attributes, sentences
 from workbench.datasets.class_sets import PLAIN_TEMPLATES, ClassSet, check_classes
 from workbench.datasets.graphs import SPLITS, Graph
+from workbench.datasets.photos import PhotoData, asked_classes
 from workbench.datasets.scenes import ATTRIBUTES
-from workbench.errors import RunError
+from workbench.errors import ManifestError, RunError
 from workbench.geometry.matrices import (
     between_share,
     kept_directions,
     leading,
     singular_values,
-    spectrum_rank,
+    subspace_distances,
 )
-from workbench.inspection import generate_for, layer_changes, set_distances
+from workbench.geometry.rank import spectrum_rank
+from workbench.hypernetworks import GeneratedWeights
+from workbench.inspection import generate_for, layer_changes
 from workbench.link_prediction import LinkPredictor
 from workbench.manifests import verified_folder
 from workbench.model import HyperCL
@@ -39,11 +43,11 @@ from workbench.pair_changes import known_conditions
 from workbench.runs import Run
 from workbench.session import FIRST_MODELS, Session, reads_text
 from workbench.view_state import WeightsState
+from workbench.weight_distances import MAIN_DIRECTIONS, distances_of, measures_of, scale_of_angles
 
 PAPERS = ("hyper_cl", "hyper_cl_kg", "hyper_clip", "hyper_align")
 EXAMPLES = {"hyper_cl": "The colour.", "hyper_cl_kg": "is a kind of", "hyper_clip": "cat, dog, bird"}
 MOST_KNOWN = 40  # conditions of a public set, or relations
-MAIN_DIRECTIONS = 16  # of a connector, when subspaces are compared
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Inspected:
         spectra: singular values by name, of matrices as they act; empty for vectors and class sets.
         distances: between all names, 0 on the diagonal.
         distance: what they are, with the range.
+        measures: that can be asked for, see :mod:`workbench.weight_distances`.
+        measure: that was.
         tables: all numbers, by what they are; those shown in figures and more.
     """
 
@@ -72,6 +78,8 @@ class Inspected:
     spectra: dict[str, Float[np.ndarray, " R"]]
     distances: Float[np.ndarray, "G G"]
     distance: str
+    measures: list[str]
+    measure: str
     tables: dict[str, pl.DataFrame] = field(default_factory=dict)
 
     def nearest(self) -> pl.DataFrame:
@@ -123,9 +131,10 @@ def inspect(session: Session, state: WeightsState) -> Inspected:
             f"{', '.join(generating(run)) or 'none'}"
         )
     if paper == "hyper_align":
-        return _connectors(session.model(run, state.model).maps, state)
+        controls = run.scores.filter("control")["image"].unique().to_list()
+        return _connectors(session.model(run, state.model).maps, state, controls)
     if paper == "hyper_clip":
-        return _class_sets(session.model(run, state.model), state)
+        return _class_sets(session.model(run, state.model), class_sets_of(run), state)
     if paper == "hyper_cl_kg":
         model = session.model(run, state.model, predictor_of_relations)
         return _conditions(model, model.graph.relations[:MOST_KNOWN], state, EXAMPLES[paper])
@@ -180,7 +189,7 @@ def _conditions(
             name: singular_values(weights.matrix(slot, names.index(name)))
             for name in dict.fromkeys([shown, *typed])
         }
-    distances = weights.distances(slot).numpy()
+    measures, measure, distances, told = _compared(weights, [slot], state)
     tables = {"conditions": _by_name(names, typed, weights.norms(slot).numpy(), distances, shown, spectra)}
     if isinstance(model, HyperCL):
         texts = sentences()
@@ -192,10 +201,19 @@ def _conditions(
         places = [names.index(name) for name in known]
         matrix = matrix - sum(weights.matrix(slot, place) for place in places) / len(places)
     tables |= _numbers(names, distances, matrix, spectra)
-    told = "Frobenius distance between generated weights (0 or more)"
     return Inspected(
-        names, len(typed), slots, slot, shown, matrix, spectra, distances, told, tables
-    )  # fmt: skip
+        names, len(typed), slots, slot, shown, matrix, spectra, distances, told, measures, measure, tables
+    )
+
+
+def _compared(
+    weights: GeneratedWeights, slots: list[str], state: WeightsState
+) -> tuple[list[str], str, Float[np.ndarray, "G G"], str]:
+    """Return the measures of distance that there are, the one to use, and its values with what they are."""
+    measures = measures_of(weights, slots)
+    measure = state.measure if state.measure in measures else measures[0]
+    distances, told = distances_of(weights, slots, measure)
+    return measures, measure, distances.numpy(), told
 
 
 def attribute_shares(model: HyperCL, texts: pl.DataFrame, condition: str) -> pl.DataFrame:
@@ -240,54 +258,76 @@ def typed_classes(text: str) -> list[str]:
     return check_classes([name for name in names if name])
 
 
-def _class_sets(model: Any, state: WeightsState) -> Inspected:
-    """Inspect the weights of typed class names, perhaps a second set, and the class sets of the scenes."""
+def class_sets_of(run: Run) -> list[ClassSet]:
+    """Return class sets to hold a typed one against: those that the run's data ask.
+
+    Where these are not to be had (pictures of one's own, or a set that is not on this machine), the scenes'.
+    """
+    data = {name: value for name, value in run.recipe["data"].items() if value is not None}
+    known = {f"{name} of scenes": (list(values), PLAIN_TEMPLATES) for name, values in ATTRIBUTES.items()}
+    if data["source"] == "photos":
+        with suppress(ManifestError):
+            known = asked_classes(PhotoData(**data))
+    return [_unasked(name, *asked) for name, asked in known.items()]
+
+
+def _unasked(name: str, names: list[str], templates: tuple[str, ...] = PLAIN_TEMPLATES) -> ClassSet:
+    """Return a class set without pictures: weights follow from the words alone."""
+    none = torch.empty(0, dtype=torch.long)
+    return ClassSet(name, names, templates, none, none)
+
+
+def _class_sets(model: Any, known: list[ClassSet], state: WeightsState) -> Inspected:
+    """Inspect the weights of typed class names, perhaps a second set, and the known class sets."""
     asked = [EXAMPLES["hyper_clip"] if state.condition is None else state.condition]
     asked += [state.other] if state.other.strip() else []
     typed = {", ".join(names): names for names in map(typed_classes, asked)}
-    known = {f"{name} of scenes": list(values) for name, values in ATTRIBUTES.items()}
-    sets = {**typed, **{name: values for name, values in known.items() if name not in typed}}
-    none = torch.empty(0, dtype=torch.long)
+    sets = {name: _unasked(name, names) for name, names in typed.items()}
+    sets |= {one.name: one for one in known if one.name not in typed}
     with model.lock:
-        weights = generate_for(
-            model, [ClassSet(name, values, PLAIN_TEMPLATES, none, none) for name, values in sets.items()]
-        )
-    names, distances = list(sets), set_distances(weights).numpy()
-    norms = sum(weights.norms(slot.name).numpy() ** 2 for slot in weights.spec.slots) ** 0.5
+        weights = generate_for(model, list(sets.values()))
+    names, slots = list(sets), [slot.name for slot in weights.spec.slots]
+    measures, measure, distances, told = _compared(weights, slots, state)
+    norms = sum(weights.norms(slot).numpy() ** 2 for slot in slots) ** 0.5
     shown = state.shown if state.shown in names else names[0]
     tables = {"layers": layer_changes(weights, names),
               "class sets": _by_name(names, list(typed), norms, distances, shown, {}),
               **_numbers(names, distances, None, {})}  # fmt: skip
-    told = "Euclidean distance between all generated numbers (0 or more)"
-    return Inspected(names, len(typed), ["all norms"], "all norms", shown, None, {}, distances, told, tables)
+    every = "all norms"
+    return Inspected(
+        names, len(typed), [every], every, shown, None, {}, distances, told, measures, measure, tables
+    )
 
 
 # --- connectors ---------------------------------------------------------------------------------------------
 
 
-def _connectors(maps: dict[tuple[str, str], Any], state: WeightsState) -> Inspected:
-    """Inspect the connectors from one text encoder, and which image encoders read the same directions."""
+def _connectors(maps: dict[tuple[str, str], Any], state: WeightsState, controls: list[str]) -> Inspected:
+    """Inspect the connectors from one text encoder, and which image encoders read the same directions.
+
+    Controls stand last: what is shown unless somebody chooses is the connector of a real encoder.
+    """
     texts = list(dict.fromkeys(text for text, _ in maps))
     slot = state.slot if state.slot in texts else texts[0]
     weights = {image: one.weight for (text, image), one in maps.items() if text == slot}
+    weights = dict(sorted(weights.items(), key=lambda one: one[0] in controls))
     names = list(weights)
     shown = state.shown if state.shown in names else names[0]
     kept = min(MAIN_DIRECTIONS, *(min(matrix.shape) for matrix in weights.values()))
     bases = torch.stack([leading(matrix, kept) for matrix in weights.values()])
-    # |U_i^T U_j|^2 / k of all couples at once, as geometry.matrices.subspace_overlap has it for one.
-    overlaps = torch.einsum("gak,hal->ghkl", bases, bases).square().sum((2, 3)) / kept
-    distances = (1 - overlaps).clamp_min(0).sqrt().fill_diagonal_(0).numpy()
+    distances = subspace_distances(bases).numpy()
     every = {name: singular_values(matrix) for name, matrix in weights.items()}
     norms = np.array([np.sqrt((values**2).sum()) for values in every.values()])
     table = _by_name(names, [], norms, distances, shown, every).with_columns(
         width=pl.Series([matrix.shape[1] for matrix in weights.values()]),
-        overlap=pl.Series(overlaps[names.index(shown)].tolist()),
+        overlap=1 - pl.col("distance") ** 2,
     )
     spectra = {shown: every[shown]}
     tables = {"image encoders": table, **_numbers(names, distances, weights[shown], spectra)}
-    floor = kept / len(bases[0])
-    told = f"sqrt(1 - overlap) of {kept} directions read, 0 to 1; at random {np.sqrt(1 - floor):.2f}"
-    return Inspected(names, 0, texts, slot, shown, weights[shown], spectra, distances, told, tables)
+    told = scale_of_angles(*bases.shape[1:])
+    return Inspected(
+        names, 0, texts, slot, shown, weights[shown], spectra, distances, told, ["angles"], "angles", tables
+    )
 
 
 # --- tables -------------------------------------------------------------------------------------------------

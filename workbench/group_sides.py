@@ -9,6 +9,7 @@ Shape letters: S seeds, N questions, R resamples, G groups.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -31,6 +32,18 @@ LIMITS = (
     "chosen on the images they are measured on, so a gap comes out too large; the gap of groups drawn "
     "at random says how large chance alone makes it."
 )
+
+MEANINGS = {  # of the columns of the tables
+    "count": "images of the group",
+    "judged": "whether the group has enough images to be best or worst",
+    "value": "accuracy, 0 to 1, with its 95 % bootstrap interval over images",
+    "to other": "value minus that of the other side on the same images",
+    "to overall": "value minus the side's accuracy over all groups",
+    "to best": "value minus that of the side's best judged group",
+    "gap": "best minus worst judged group, 0 to 1",
+    "random gap": "mean gap of groups of the same sizes drawn at random",
+    "random high": "95 % of such gaps lie below",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,40 @@ class Sides:
     totals: pl.DataFrame
     paired: bool
     smallest: int
+    limits: ClassVar[str] = LIMITS
+    meanings: ClassVar[dict[str, str]] = MEANINGS
+
+    @property
+    def tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """All numbers."""
+        return self.rows, self.totals
+
+    def said(self) -> list[str]:
+        """Say what the numbers say, without making one of them: overall, worst, gap, groups too small."""
+        lines = []
+        for row in self.totals.to_dicts():
+            if row["gap"] is None:
+                lines.append(
+                    f"{row['side']}: fewer than two groups have {self.smallest} images, so none is worst."
+                )
+                continue
+            chance = "more than" if row["gap"] > row["random_high"] else "no more than"
+            seeds = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+            lines += [
+                f"{row['side']}: {row['name']}, {row['images']:,} images, {seeds}. Overall "
+                f"{row['overall']:.3f} ({row['low']:.3f} to {row['high']:.3f}).",
+                f"{row['side']}: worst judged group {row['worst']}, {row['worst_value']:.3f}. Best minus "
+                f"worst: {row['gap']:.3f}, {chance} groups drawn at random have (mean "
+                f"{row['random_gap']:.3f}, 95 % below {row['random_high']:.3f}).",
+            ]
+        few = self.rows.filter(~pl.col("judged"))["group"].unique(maintain_order=True).to_list()
+        if few:
+            lines.append(f"Fewer than {self.smallest} images, drawn hollow and not judged: {', '.join(few)}.")
+        if self.totals.height > 1 and not self.paired:
+            lines.append(
+                "The two runs were asked different questions or images: no difference between them is taken."
+            )
+        return lines
 
 
 def set_names(run: Run) -> list[str]:
@@ -117,14 +164,37 @@ def compare_groups(sides: Sequence[Side], column: str, asked: str = ALL_SETS, re
     """
     smallest = max(side.run.recipe["smallest_group"] for side in sides)
     answers = [_answers(side, column, asked) for side in sides]
-    keys = ("set", "image", "label", column)
     same = len({side.run.provenance["data_sha256"] for side in sides}) == 1
-    paired = len(sides) > 1 and same and _questions(answers[0], keys).equals(_questions(answers[-1], keys))
+    named = [(side.name, part) for side, part in zip(sides, answers, strict=True)]
+    return compare_answers(named, column, smallest, resamples, same_data=same)
+
+
+def compare_answers(
+    named: Sequence[tuple[str, pl.DataFrame]],
+    column: str,
+    smallest: int,
+    resamples: int = 1000,
+    *,
+    same_data: bool = True,
+) -> Sides:
+    """Do what :func:`compare_groups` says for answers that are at hand.
+
+    Args:
+        named: one or two sides by name, with answers as a run holds them: set, image, label, model, seed,
+            rank and ``column``, which is not null.
+        column: of the groups.
+        smallest: images a group needs to be judged.
+        resamples: R, of the bootstrap over images within groups.
+        same_data: image numbers mean the same pictures on both sides.
+    """
+    answers, keys = [part for _, part in named], ("set", "image", "label", column)
+    same = _questions(answers[0], keys).equals(_questions(answers[-1], keys))
+    paired = len(named) > 1 and same_data and same
     found = [_grouped(part, column, smallest, resamples) for part in answers]
     rows, totals = [], []
-    for place, (side, part, groups) in enumerate(zip(sides, answers, found, strict=True)):
+    for place, ((name, part), groups) in enumerate(zip(named, found, strict=True)):
         other = found[1 - place] if paired else None
-        about = {"side": "AB"[place], "name": side.name}
+        about = {"side": "AB"[place], "name": name}
         weights = _shares(part, column, groups)
         rows += [{**about, **row} for row in _group_rows(groups, weights, other)]
         totals.append({**about, **_total(part, groups, weights), **_gap(part, column, groups, smallest)})
@@ -182,11 +252,11 @@ def _group_rows(groups: Grouped, weights: np.ndarray, other: Grouped | None) -> 
         low, high = Measured.interval(drawn)
         row = {"group": groups.groups[place], "count": groups.counts[place], "judged": groups.judged[place],
                "value": value, "low": low, "high": high}  # fmt: skip
-        row |= _difference("to_overall", (value, drawn), overall)
-        row |= _difference("to_best", (value, drawn), None if best in (None, place) else means[best])
         row |= _difference(
             "to_other", (value, drawn), None if other is None else _mean(other.measured[place])
         )
+        row |= _difference("to_overall", (value, drawn), overall)
+        row |= _difference("to_best", (value, drawn), None if best in (None, place) else means[best])
         rows.append(row)
     return rows
 

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from workbench.classifier import HyperCLIPModel
 from workbench.datasets.class_sets import PLAIN_TEMPLATES, Questions
@@ -19,7 +17,7 @@ from workbench.datasets.images import ImageTable, group_column
 from workbench.errors import DataError
 from workbench.evaluation.fairness import by_group
 from workbench.evaluation.similarity import Measured
-from workbench.evaluation.zero_shot import accuracy_values, class_ranks
+from workbench.evaluation.zero_shot import accuracy_values
 from workbench.papers.comparison import METRIC_COLUMNS, Found, metric_rows
 from workbench.runs import Run
 from workbench.tables import Table, last_split
@@ -96,7 +94,7 @@ def group_rows(run: Run, column: str) -> pl.DataFrame:
     )
 
 
-def _interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+def with_interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
     """Print a value with its interval; a dash where there is none."""
     return "-" if value is None else f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
@@ -111,8 +109,8 @@ def group_table(run: Run, column: str) -> Table:
     found = [
         [
             *(row["group"], row["count"], "yes" if row["judged"] else SMALL, row["model"]),
-            _interval(row["value"], row["low"], row["high"]),
-            _interval(row["difference"], row["difference_low"], row["difference_high"], sign="+"),
+            with_interval(row["value"], row["low"], row["high"]),
+            with_interval(row["difference"], row["difference_low"], row["difference_high"], sign="+"),
         ]
         for row in group_rows(run, column).sort("group", maintain_order=True).to_dicts()
         if row["model"] not in _guesses(run)
@@ -140,7 +138,7 @@ def worst_table(run: Run, column: str) -> Table:
         for name in names:
             for metric, sign in ((name, ""), (f"{name}_minus_{reference}", "+")):
                 row = told.get((model, metric), {"value": None, "low": None, "high": None})
-                cells.append(_interval(row["value"], row["low"], row["high"], sign))
+                cells.append(with_interval(row["value"], row["low"], row["high"], sign))
         rows.append([model, own[0], *cells])
     minus = f"minus {reference}"
     columns = ["model", "lowest group", "worst group's top-1", minus, "gap, best minus worst", minus]
@@ -235,7 +233,10 @@ def measure_groups(
     classes = sorted(set(labels) - {None})
     known = [row for row, label in enumerate(labels) if label is not None]
     label = torch.tensor([classes.index(labels[row]) for row in known])
-    ranks = [_ranks(model, table.pixels[known], classes, label) for model in models.values()]
+    spelled = [name.replace("_", " ") for name in classes]
+    ranks = [
+        model.adapt(spelled, PLAIN_TEMPLATES).ranks(table.pixels[known], label) for model in models.values()
+    ]
     correct = accuracy_values(torch.stack(ranks).numpy(), np.full(len(known), len(classes)))[f"top{top}"]
     parts = by_group(correct, [groups[row] for row in known], np.arange(len(known)), smallest, resamples)
     items = [Found(name, None, {}, {}) for name in models]
@@ -253,11 +254,3 @@ def _long(group: str, metric: str, measured: Measured, count: int, items: list[F
     """List one metric's rows, with differences to the first model."""
     rows = metric_rows(metric, measured, items, {item.model: None for item in items}, items[0].model)
     return [{**row, "group": group, "count": count} for row in rows]
-
-
-def _ranks(model: HyperCLIPModel, pixels: Tensor, classes: list[str], label: Tensor) -> Int[Tensor, " N"]:
-    """Return the rank of each picture's true class under a model adapted to the classes."""
-    adapted = model.adapt([name.replace("_", " ") for name in classes], PLAIN_TEMPLATES)
-    return class_ranks(model.embed(pixels, adapted.weights), adapted.directions, label.to(model.device))[
-        0
-    ].cpu()

@@ -17,6 +17,7 @@ from workbench.classifier import Classifier, HyperCLIPModel
 from workbench.datasets.class_sets import ClassSet
 from workbench.errors import DataError, RunError
 from workbench.hypernetworks import Affines, GeneratedWeights
+from workbench.weight_distances import distances_of
 
 _STILL = 1e-3  # scales closer to zero than this have no meaningful ratio
 
@@ -71,8 +72,7 @@ def layer_changes(weights: GeneratedWeights, names: Sequence[str]) -> pl.DataFra
 
 def set_distances(weights: GeneratedWeights) -> Float[Tensor, "U U"]:
     """Euclidean distance between all generated numbers of each two class sets; 0 on the diagonal."""
-    squares = [weights.distances(slot.name) ** 2 for slot in weights.spec.slots]
-    return torch.stack(squares).sum(0).sqrt()
+    return distances_of(weights, [slot.name for slot in weights.spec.slots], "frobenius")[0]
 
 
 def order_changes(model: HyperCLIPModel, one: ClassSet, seed: int = 0) -> dict[str, float]:

@@ -219,7 +219,7 @@ class HyperCL:
     def apart(self) -> "HyperCL":
         """Return the same model with a store of its own in memory: its texts leave no trace on disk."""
         other = copy.copy(self)
-        other.store = EmbeddingStore(self.encoder, None, self.store.tokens)
+        other.store = self.store.apart()
         return other
 
     def prepare(self, texts: list[str], told: Callable[[int], None] = lambda _: None) -> Prepared:

@@ -11,8 +11,10 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
+from scipy.linalg import eigh
+from scipy.linalg.blas import ssyrk
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
+from sklearn.utils.extmath import svd_flip
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -108,7 +110,9 @@ class Moved:
         floor = float(((np.bincount(values) / len(values)) ** 2).sum())
 
         def agreement(part: Float[Tensor, "M D"]) -> dict[str, float]:
-            cosines = (part @ part.T).fill_diagonal_(-2.0)
+            # Half the products of part @ part.T: cosines are the same both ways.
+            half = torch.from_numpy(ssyrk(1.0, part.numpy().T, trans=1))
+            cosines = (half + half.T).fill_diagonal_(-2.0)
             near = cosines.topk(min(NEIGHBOURS, len(part) - 1)).indices.numpy()
             return {**_measured((values[near] == values[:, None]).mean(1)), "floor": floor}
 
@@ -158,10 +162,17 @@ def _common(cluster: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (values == counts.argmax(1)[cluster]).astype(float)
 
 
+@lru_cache(maxsize=4)  # 4 MB each at most: drawing takes longer than averaging
+def _drawn(count: int) -> Float[np.ndarray, "R M"]:
+    """Return how often each bootstrap resample holds each of some sentences, as a share of them all."""
+    draws = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    held = [np.bincount(one, minlength=count) for one in draws]
+    return np.stack(held).astype(np.float32) / count
+
+
 def _measured(agree: np.ndarray) -> dict[str, float]:
     """Return a mean over sentences with its 95 % bootstrap interval."""
-    drawn = np.random.default_rng(0).choice(agree, (RESAMPLES, len(agree))).mean(1)
-    low, high = Measured.interval(drawn)
+    low, high = Measured.interval(_drawn(len(agree)) @ agree.astype(np.float32))
     return {"value": float(agree.mean()), "low": low, "high": high, "count": len(agree)}
 
 
@@ -198,17 +209,32 @@ class ConditionedTexts:
         columns = [name for name in self.frame.columns if name not in ("text", "id", "split", "entity")]
         return [name for name in columns if 1 < self.frame[name].drop_nulls().n_unique() <= 20]
 
+    @cached_property
+    def _plain(self) -> Float[Tensor, "N D"]:
+        """Unit embeddings of the plain encoder: at strength 0 no condition is read."""
+        return self.model.encode(self.prepared, "any", 0.0)
+
     def _encode_now(self, asked: tuple[tuple[str, float], ...], strength: float) -> Float[Tensor, "N D"]:
         return self.model.encode(self.prepared, _condition(asked), strength)
 
-    def _axes_now(self, asked: tuple[str, ...]) -> PCA:
-        """Fit the map's axes on the plain sentences and on those under each condition at strength 1."""
-        one = ((asked[0], 1.0),)
-        sides = [self._encode(one, 0.0), *(self._encode(((text, 1.0),), 1.0) for text in asked)]
+    def _axes_now(
+        self, asked: tuple[str, ...]
+    ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D 2"], float]:
+        """Fit the map's axes on the plain sentences and on those under each condition at strength 1.
+
+        Returns:
+            The middle, the two principal axes, and the share of the variance that they hold.
+        """
+        sides = [self._plain, *(self._encode(((text, 1.0),), 1.0) for text in asked)]
         some = np.linspace(0, len(sides[0]) - 1, min(AXES_SAMPLE, len(sides[0]))).astype(int)
         # A condition moves all sentences alike as well; each side is drawn about its own middle.
-        centred = [(side - side.mean(0))[some] for side in sides]
-        return PCA(2, svd_solver="covariance_eigh").fit(torch.cat(centred).numpy())
+        rows = torch.cat([(side - side.mean(0))[some] for side in sides])
+        covariance = torch.cov(rows.T).numpy()
+        width = len(covariance)
+        # Two of its axes take a quarter of the time of all, which PCA would compute.
+        variances, axes = eigh(covariance, subset_by_index=[width - 2, width - 1])
+        signed = svd_flip(None, axes[:, ::-1].T, u_based_decision=False)[1].T
+        return rows.mean(0).numpy(), signed, float(variances.sum() / covariance.trace())
 
     def move(self, condition: str, other: str = "", blend: float = 0.0, strength: float = 1.0) -> Moved:
         """Embed all sentences plain and under a condition, or between two.
@@ -230,12 +256,12 @@ class ConditionedTexts:
         mixed: tuple[tuple[str, float], ...] = ((asked[0], 1.0),)
         if len(asked) == 2 and blend and asked[0] != asked[1]:
             mixed = ((asked[0], 1 - blend), (asked[1], blend))
-        before, after = self._encode(((asked[0], 1.0),), 0.0), self._encode(mixed, strength)
-        axes = self._axes(tuple(asked))
-        places = np.hstack([axes.transform((one - one.mean(0)).numpy()) for one in (before, after)])
+        before, after = self._plain, self._encode(mixed, strength)
+        middle, axes, shown = self._axes(tuple(asked))
+        sides = [one.numpy() for one in (before, after)]
+        places = np.hstack([one @ axes - (one.mean(0) + middle) @ axes for one in sides])
         names = ("x0", "y0", "x1", "y1")
         columns = [pl.Series(name, column) for name, column in zip(names, places.T, strict=True)]
-        shown = float(axes.explained_variance_ratio_.sum())
         frame = self.frame.with_columns(columns)
         return Moved(frame, before, after, shown, _condition(mixed), strength, self._kept)
 

@@ -174,6 +174,23 @@ def paired_contrastive(
     return _PairedContrastive.apply(mapped, images, scale, tile_bytes)
 
 
+def _normalisers_and_share(
+    logits: Float[Tensor, "B B"],
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, "B B"]]:
+    """Return the log of the sums over rows and columns, and P_rows + P_columns; overwrites the logits.
+
+    Each exponential is taken once, for the sums and for the shares.
+    """
+    top = logits.amax(1)
+    rows = (logits - top[:, None]).exp_()
+    row_sums = rows.sum(1)
+    high = logits.amax(0)
+    columns = logits.sub_(high).exp_()
+    column_sums = columns.sum(0)
+    share = rows.div_(row_sums[:, None]).add_(columns.div_(column_sums))
+    return top + row_sums.log(), high + column_sums.log(), share
+
+
 class _PairedContrastive(torch.autograd.Function):
     """dL/dS = (P_rows + P_columns - 2 I) / 2B, S = t y z^T, P the softmax over rows or columns of S."""
 
@@ -185,21 +202,25 @@ class _PairedContrastive(torch.autograd.Function):
         tile = max(1, min(count, tile_bytes // (mapped.element_size() * count)))
         starts = range(0, count, tile)
         own = (mapped * images).sum(1) * scale
-        rows = torch.empty_like(own)
-        columns = torch.full_like(own, float("-inf"))
-        for start in starts:
-            logits = mapped[start : start + tile] @ images.T * scale
-            rows[start : start + tile] = logits.logsumexp(1)
-            columns = torch.logaddexp(columns, logits.logsumexp(0))
         need_mapped, need_images = context.needs_input_grad[:2]
+        needed = need_mapped or need_images
+        if len(starts) == 1 and needed:
+            rows, columns, share = _normalisers_and_share((mapped @ images.T).mul_(scale))
+        else:
+            rows = torch.empty_like(own)
+            columns = torch.full_like(own, float("-inf"))
+            for start in starts:
+                logits = (mapped[start : start + tile] @ images.T).mul_(scale)
+                rows[start : start + tile] = logits.logsumexp(1)
+                columns = torch.logaddexp(columns, logits.logsumexp(0))
         to_mapped = torch.empty_like(mapped) if need_mapped else None
         to_images = torch.zeros_like(images) if need_images else None
-        for start in starts if need_mapped or need_images else ():
+        for start in starts if needed else ():
             part = slice(start, start + tile)
             if len(starts) > 1:
-                logits = mapped[part] @ images.T * scale
-            share = (logits - rows[part, None]).exp_()
-            share += logits.sub_(columns).exp_()
+                logits = (mapped[part] @ images.T).mul_(scale)
+                share = (logits - rows[part, None]).exp_()
+                share += logits.sub_(columns).exp_()
             share.mul_(scale / (2 * count))
             if need_mapped:
                 to_mapped[part] = share @ images

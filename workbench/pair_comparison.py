@@ -61,6 +61,12 @@ class Compared:
         """What the conditioned side stands under, for titles."""
         return "conditioned" if self.state.pairs == "run" else self.state.condition
 
+    def said(self) -> str:
+        """Say what a conditioned cosine is."""
+        if self.state.pairs == "run":
+            return "cosine under the row's own condition as the run scored it, mean over seeds, -1 to 1"
+        return f"cosine under {self.state.condition!r} at strength {self.state.strength:g}, -1 to 1"
+
     @property
     def chosen(self) -> pl.DataFrame:
         """The chosen pair as a table of one row, or of none."""

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from workbench.files import write_atomic
 from workbench.runs import Run, finished_runs
-from workbench.sections import HOW, Section, reading_of, run_sections, said_of
+from workbench.sections import HOW, HOW_SEEDS, Section, is_current, reading_of, run_sections, said_of
 from workbench.tables import (
     Table,
     bar_table,
@@ -39,13 +39,16 @@ def footer_of(run: Run) -> list[str]:
     """Return what identifies a run: name, recipe, commit, data, encoder, versions, device, time, memory."""
     about = run.provenance
     packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    several = about.get("workers", 1) > 1
+    shared = f" in each of {about['workers']} processes that share the trainings" if several else ""
     return [
         f"Run {run.folder.name} of recipe {run.recipe['name']} ({about['recipe_sha256'][:12]}), workbench "
         f"{about['workbench']}, commit {about['commit']}, seeds {about['seeds']}.",
         f"Data {run.recipe['data']['name']} ({about['data_sha256'][:12]}), encoder {run.recipe['encoder']} "
         f"({about['encoder_sha256'][:12]}); {json.dumps(about['data'])}.",
-        f"{about['device']}, {about['threads']} threads, {about['platform']}, Python {about['python']}, "
-        f"{packages}. Finished {about['finished'][:19]} UTC; {about['seconds_of_last_process']} s, peak "
+        f"{about['device']}, {about['threads']} threads{shared}, {about['platform']}, Python "
+        f"{about['python']}, {packages}. Finished {about['finished'][:19]} UTC; "
+        f"{about['seconds_of_last_process']} s, peak "
         f"memory {about['peak_process_mib']} MiB.",
     ]
 
@@ -77,14 +80,15 @@ def write_index(out: Path) -> Path:
         done = [page for page in pages if page.is_file()]
         shown = {"text": done[-1].stem, "href": f"notebooks/{done[-1].name}"} if done else "-"
         score = f"{best[main]:.3f} ({best['low']:.3f} to {best['high']:.3f})"
-        overview.append([link, run.recipe["data"]["name"], main, best["model"], score, met, shown])
+        seeds = f"{len(run.provenance['seeds'])}{'' if is_current(run) else ', earlier settings'}"
+        overview.append([link, run.recipe["data"]["name"], seeds, main, best["model"], score, met, shown])
         reading = [reading_of(run)] if reading_of(run) else []
         sections.append(Section(name, [*said_of(run), *reading], score_table(run)))
         if run.recipe["bars"]:
             sections.append(Section(f"{name}: bars", [], bar_table(run)))
         if run.recipe["published"]:
             sections.append(Section(f"{name}: published", [], published_table(run)))
-    columns = ["recipe", "data", "metric", "best model", "value (95 % interval)", "bars", "notebook"]
+    columns = ["recipe", "data", "seeds", "metric", "best model", "value (95 % interval)", "bars", "notebook"]
     first = Section(
         "Runs",
         [] if overview else ["No finished run yet; start with: workbench reproduce"],
@@ -92,6 +96,8 @@ def write_index(out: Path) -> Path:
     )
     sections = [first, *sections]
     lead = ["What has been run, what it was held against, and what did not hold.", HOW]
+    if any("metric" in run.recipe for run in newest.values()):
+        lead.append(f"Families of hypernetworks (family_...) differ: {HOW_SEEDS}")
     footer = [line for run in newest.values() for line in footer_of(run)]
     write_atomic(out / "index.html", render_page("Workbench report", lead, sections, footer, plotly=False))
     write_atomic(out / "index.md", _markdown("Workbench report", lead, sections, footer))

@@ -7,15 +7,16 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from workbench.config import recipe_names
+from workbench.config import read_recipe, recipe_names
 from workbench.errors import DataError, ManifestError, RecipeError
 from workbench.notebooks import declared_parameters, notebook_folder, run_notebook
 from workbench.papers import load_recipe
 from workbench.report import write_index
 from workbench.runs import Run, run_recipe
+from workbench.sharing import cores, threads_each
 
 _log = logging.getLogger(__name__)
-SETS = ("embedded", "families", "tiny", "benchmark", "paper")
+SETS = ("embedded", "families", "neighbours", "tiny", "benchmark", "paper")
 
 
 def recipes_of(which: str) -> list[str]:
@@ -26,7 +27,7 @@ def recipes_of(which: str) -> list[str]:
     """
     if which not in SETS:
         raise RecipeError(f"no set named {which!r}; there are: {', '.join(SETS)}")
-    return [name for name in recipe_names() if which in load_recipe(name).sets]
+    return [name for name in recipe_names() if which in (read_recipe(name).get("sets") or ())]
 
 
 def reproduce_set(
@@ -46,7 +47,8 @@ def reproduce_set(
         out: output folder.
         device: as torch names devices.
         notebooks: also execute the recipes' notebooks.
-        jobs: recipes run at once, in processes that share the cores; small networks keep one core busy each.
+        jobs: recipes run at once, in processes that share the cores; one recipe alone shares its trainings
+            among as many processes as there are cores.
 
     Returns:
         The path of the report.
@@ -55,6 +57,8 @@ def reproduce_set(
         WorkbenchError: anything a person can mend, said in one message.
     """
     names, runs, left_out = recipes or recipes_of(which), [], []
+    for name in names:
+        load_recipe(name)  # a wrong one is said before hours of training
     for name, found in zip(names, _run_each(names, out, device, jobs), strict=True):
         if isinstance(found, Run):
             runs.append(found)
@@ -69,14 +73,16 @@ def reproduce_set(
     return report
 
 
-def _run_one(name: str, out: Path, device: str, threads: int | None = None) -> Run | Exception:
+def _run_one(
+    name: str, out: Path, device: str, workers: int = 1, threads: int | None = None
+) -> Run | Exception:
     """Run a recipe; data that is missing is returned, every other problem raised."""
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     try:
-        return run_recipe(name, out=out, device=device)
+        return run_recipe(name, out=out, device=device, workers=workers)
     except (DataError, ManifestError) as problem:
         return problem
 
@@ -84,12 +90,12 @@ def _run_one(name: str, out: Path, device: str, threads: int | None = None) -> R
 def _run_each(names: list[str], out: Path, device: str, jobs: int) -> Iterator[Run | Exception]:
     """Run recipes one after the other, or several at once; in the order of their names."""
     if jobs <= 1:
-        yield from (_run_one(name, out, device) for name in names)
+        yield from (_run_one(name, out, device, cores()) for name in names)
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads_each(jobs)
     # Spawned, not forked: a forked process inherits torch's thread pools in a state it cannot use.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        several = [pool.submit(_run_one, name, out, device, threads) for name in names]
+        several = [pool.submit(_run_one, name, out, device, 1, threads) for name in names]
         yield from (one.result() for one in several)
 
 

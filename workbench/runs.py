@@ -153,7 +153,8 @@ def run_recipe(
     device: str = "cpu",
     changes: dict[str, Any] | None = None,
     fresh: bool = False,
-) -> Run:
+    workers: int = 1,
+) -> Run | None:
     """Run a recipe, or return the finished run with the same settings, data, encoder and version.
 
     Args:
@@ -162,11 +163,17 @@ def run_recipe(
         device: as torch names devices, for example "cpu" or "cuda".
         changes: top-level recipe keys to replace.
         fresh: compute again even if there is a finished run.
+        workers: processes that share the trainings, on "cpu" alone, see :mod:`workbench.sharing`.
+
+    Returns:
+        The run; None in the second to last of several processes, see :mod:`workbench.processes`.
 
     Raises:
         WorkbenchError: anything a person can mend, said in one message.
     """
     from workbench.encoders import TextEncoder
+    from workbench.processes import leads
+    from workbench.sharing import helps, shared
 
     recipe = load_recipe(name, changes)
     _check_device(device)
@@ -178,6 +185,11 @@ def run_recipe(
     )
     final = runs_folder(Path(out)) / f"{recipe.name}-{identity[:10]}"
     private = final.with_name(f".{final.name}.partial")
+    if helps() or not leads():  # of several processes the first one writes
+        private.mkdir(parents=True, exist_ok=True)
+        if fresh or not (final / MARKER).is_file():
+            _compared(recipe, data, encoder, private, device)
+        return None
     try:
         with FileLock(final.with_name(f".{final.name}.lock"), timeout=0):
             if (final / MARKER).is_file() and not fresh:
@@ -185,7 +197,8 @@ def run_recipe(
             if fresh:
                 shutil.rmtree(private, ignore_errors=True)
             about = {"data_sha256": data.sha256, "encoder_sha256": encoder.fingerprint, "identity": identity}
-            with clear_disk_errors(private):
+            request = {"name": name, "out": out, "device": device, "changes": changes}
+            with clear_disk_errors(private), shared(workers, request):
                 _compute(recipe, data, encoder, private, device, about)
                 _publish(private, final)
     except Timeout:
@@ -215,14 +228,9 @@ def _compute(
     about: dict[str, Any],
 ) -> None:
     """Do the work in the private folder and write every file of the run."""
-    from workbench.manifests import cache_folder
-    from workbench.store import EmbeddingStore
-
     private.mkdir(parents=True, exist_ok=True)
     began, clock = datetime.now(UTC), time.perf_counter()
-    paper = paper_of(recipe.paper)
-    store = EmbeddingStore(encoder, cache_folder(), tokens=paper.needs_tokens(recipe))
-    found = paper.compare(recipe, data.content, store, private, device)
+    found = _compared(recipe, data, encoder, private, device)
     for name, frame in (("metrics", found.metrics), ("scores", found.scores)):
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
@@ -239,11 +247,24 @@ def _compute(
     )
 
 
+def _compared(recipe: Recipe, data: Any, encoder: Any, private: Path, device: str) -> Any:
+    """Train and measure all models of a recipe."""
+    from workbench.manifests import cache_folder
+    from workbench.store import EmbeddingStore
+
+    paper = paper_of(recipe.paper)
+    store = EmbeddingStore(encoder, cache_folder(), tokens=paper.needs_tokens(recipe))
+    return paper.compare(recipe, data.content, store, private, device)
+
+
 def _provenance(recipe: Recipe, device: str, began: datetime, seconds: float) -> dict[str, Any]:
     """Say what made the run: code, versions, machine, time. No path and no name of a person or host."""
     from importlib.metadata import version
 
     import torch
+
+    from workbench.processes import world
+    from workbench.sharing import threads_each, workers
 
     packages = ("torch", "sentence-transformers", "transformers", "polars", "scikit-learn", "numpy")
     return {
@@ -252,7 +273,9 @@ def _provenance(recipe: Recipe, device: str, began: datetime, seconds: float) ->
         "recipe_sha256": recipe.hash,
         "seeds": list(recipe.seeds),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU",
-        "threads": torch.get_num_threads(),
+        "workers": workers(),  # as long as a training takes beside others
+        "threads": torch.get_num_threads() if workers() == 1 else threads_each(workers()),
+        "processes": world(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: version(name) for name in packages},

@@ -37,10 +37,19 @@ HOW = (
     "triples, pictures: images) of that mean, so it covers which were drawn, and the spread over seeds "
     "stands beside it. Differences are paired: the same resamples for both models."
 )
-_HOW_SEEDS = (
+_BARS = (
+    "Set by this project, some of them after a first look, and some settings were chosen knowing the bar: a "
+    "bar that is met is no test passed blind. The verdict is the mean's, whatever its interval reaches."
+)
+HOW_SEEDS = (
     "Every value is the mean over seeds; the interval is Student's t over them, since a seed draws tasks, "
     "data order and start. Differences are taken seed by seed. Settings are small on purpose: these are "
     "experiments for one core, not reproductions at published size."
+)
+_GEOMETRY = (
+    "Alignment is the mean squared distance of two sentences that agree under a condition (0 to 4, ideal 0), "
+    "uniformity how evenly sentences under conditions fill the sphere (about -4 if evenly, 0 if all are one "
+    "point); a space that collapses is perfectly aligned."
 )
 _ZOO = "hyper_align"  # the paper whose runs are about pairs of encoders
 _TOLD_APART = ("pair", "image")  # groups of such a run that its own sections tell in one table or map
@@ -65,7 +74,7 @@ def run_sections(run: Run) -> list[Section]:
     if reading_of(run):
         sections.append(Section("How to read it", [reading_of(run)]))
     if run.recipe["bars"]:
-        sections.append(Section("Bars", ["Set by this project before the run."], bar_table(run)))
+        sections.append(Section("Bars", [_BARS], bar_table(run)))
     if run.recipe["published"]:
         lines = [
             "Numbers on one scale, 0 to 1. Where encoder, split or protocol differ, the verdict is "
@@ -74,17 +83,19 @@ def run_sections(run: Run) -> list[Section]:
         sections.append(Section("Published beside reproduced", lines, published_table(run)))
     figure = _div(models_figure(metrics, run.recipe["models"], main, split))
     sections.append(
-        Section("All models", [_HOW_SEEDS if "metric" in run.recipe else HOW], score_table(run), figure)
+        Section("All models", [HOW_SEEDS if "metric" in run.recipe else HOW], score_table(run), figure)
     )
     if run.recipe["paper"] == _ZOO:
         sections += _zoo_sections(run)
     shown = model_table(run).sort(main, descending=best_first(run), nulls_last=True)["model"].to_list()[:3]
     shown = list(dict.fromkeys([*shown, run.recipe["reference"]]))
     sections += _group_sections(run, shown)
-    sections.append(
-        Section("Cost and health of each head", ["One seed; seconds on this machine."], card_table(run))
-    )
-    sections.append(Section("Training", [], figure=_div(history_figure(run.cards, shown))))
+    lines = ["One seed; seconds on this machine."]
+    if any("geometry" in card for card in run.cards):
+        lines.append(_GEOMETRY)
+    sections.append(Section("Cost and health of each head", lines, card_table(run)))
+    if any(card.get("history") for card in run.cards if card["model"] in shown):
+        sections.append(Section("Training", [], figure=_div(history_figure(run.cards, shown))))
     return sections
 
 
@@ -120,7 +131,8 @@ def _zoo_sections(run: Run) -> list[Section]:
     aim = (
         "Rank agreement is Spearman's with the full grid's ranking of the pairs, the grid's other seeds for "
         "the grid itself; regret is what the grid says is lost with the pair chosen on valid. Both only say "
-        "how like the grid a way is: one that connects better may rank otherwise and be right."
+        "how like the grid a way is: one that connects better may rank otherwise and be right. Images drawn "
+        "again for the interval repeat some and miss others, which lowers it: it may lie below the value."
     )
     size = "The pair is chosen on valid and scored on test; N encoders mean all subsets of that size alike."
     return [
@@ -150,7 +162,17 @@ def reading_of(run: Run) -> str:
         recipe = load_recipe(run.recipe["name"])
     except RecipeError:  # a recipe of the user's own, given by path
         return ""
-    return recipe.reading if recipe.data.name == run.recipe["data"]["name"] else ""
+    if recipe.data.name != run.recipe["data"]["name"] or not recipe.reading:
+        return ""
+    return recipe.reading if is_current(run) else f"(Settings have changed since this run.) {recipe.reading}"
+
+
+def is_current(run: Run) -> bool:
+    """Whether a run was made with the settings that its recipe has now, defaults included."""
+    try:
+        return load_recipe(run.recipe["name"]).hash == run.provenance["recipe_sha256"]
+    except RecipeError:
+        return True
 
 
 def _div(figure: Any) -> Markup:

@@ -14,6 +14,7 @@ from workbench.datasets.bundled import sentences
 from workbench.errors import RunError
 from workbench.moved import ConditionedTexts, Moved
 from workbench.runs import MARKER, Run, finished_runs, runs_folder
+from workbench.store import EmbeddingStore
 
 __all__ = ["ConditionedTexts", "Moved", "Session", "shared_session"]
 FIRST_MODELS = ("hyper_query_k32", "hyper_query", "hyper_k64")
@@ -32,6 +33,7 @@ class Session:
         self.out = Path(out)
         self._lock = threading.RLock()
         self._models: dict[tuple[Path, str], Any] = {}
+        self._stores: dict[Path, EmbeddingStore] = {}  # in memory, by the folder that each one began with
         self._texts: dict[tuple[Path, str], ConditionedTexts] = {}
         self._finished: tuple[object, list[Run]] = (None, [])
 
@@ -66,7 +68,7 @@ class Session:
         return found[recipe or next((name for name in FIRST if name in found), next(reversed(found)))]
 
     def model(self, run: Run, name: str, load: Callable[[Run, str], Any] = Run.model) -> Any:
-        """Return a model that a run kept, loaded once.
+        """Return a model that a run kept, loaded once; what it encodes from now on stays in memory.
 
         Args:
             run: a finished run.
@@ -79,7 +81,11 @@ class Session:
         key = (run.folder, name if load is Run.model else f"{name} by {load.__name__}")
         with self._lock:  # two browsers that ask at once load a model once
             if key not in self._models:
-                self._models[key] = load(run, name)
+                self._models[key] = found = load(run, name)
+                store = getattr(found, "store", None)
+                if store is not None and store.folder is not None:
+                    # What people type is theirs: it leaves no trace on disk, and no page waits for one.
+                    found.store = self._stores.setdefault(store.folder, store.apart())
             return self._models[key]
 
     def texts_of(self, recipe: str, model: str) -> ConditionedTexts:

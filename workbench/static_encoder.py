@@ -38,6 +38,8 @@ class StaticEncoder:
         self.tokenizer, self.table = Tokenizer.from_str(tokenizer.to_str()), table
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
+        added = self.tokenizer.get_added_tokens_decoder()
+        self._special = {number for number, token in added.items() if token.special}
 
     @classmethod
     def distil(
@@ -62,8 +64,8 @@ class StaticEncoder:
             DataError: texts too few for that many components.
 
         Source: Wada et al. (2025), Static Word Embeddings for Sentence Semantic Representation, arXiv
-        2506.04624, sections 3.1 and 3.2 (sentence-level PCA). Deviation: their last step, distilling by
-        gradient descent, is a ridge regression here.
+        2506.04624 (sentence-level PCA). Deviation: their last step, distilling by gradient descent, is a
+        ridge regression here.
         """
         student = cls(teacher.model.tokenizer.backend_tokenizer, torch.zeros(0, teacher.width))
         student.table = _contextual(teacher, texts)
@@ -91,7 +93,9 @@ class StaticEncoder:
 
     def tokens(self, texts: list[str]) -> tuple[Int[Tensor, " T"], Int[Tensor, " N"]]:
         """Return the tokens of texts end to end, special ones left out, and where each text starts."""
-        read = [found.ids for found in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        # The token for what the vocabulary does not hold is special, too.
+        read = [[number for number in one.ids if number not in self._special] for one in found]
         lengths = torch.tensor([len(ids) for ids in read], dtype=torch.long)
         return torch.tensor(list(chain.from_iterable(read)), dtype=torch.long), lengths.cumsum(0) - lengths
 

@@ -1,10 +1,11 @@
-"""The embedding store: each unique text is encoded once per encoder, ever.
+"""The embedding store: each unique text is encoded once per encoder, ever; on pages, once per server.
 
 A folder per encoder fingerprint holds shards of up to 512 texts. A shard's name is the hash of its content,
 so a damaged one is noticed, dropped and computed again; it is written whole and renamed, so a killed process
 leaves only finished shards, and the next one computes what is missing.
 """
 
+import copy
 import hashlib
 import logging
 import threading
@@ -43,6 +44,12 @@ class EmbeddingStore:
         self.folder = folder and folder / "embeddings" / digest(encoder.fingerprint, kind)[:32]
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
             self._open(path)
+
+    def apart(self) -> "EmbeddingStore":
+        """Return a store that knows what this one does, and keeps what it learns in memory only."""
+        other = copy.copy(self)
+        other.folder, other._place, other._shards = None, dict(self._place), list(self._shards)
+        return other
 
     def _open(self, path: Path) -> None:
         """Read one shard, or drop it if its content is not what its name says."""

@@ -228,6 +228,43 @@ def _side(low: float, high: float) -> str:
     return "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
 
 
+def seed_differences(run: Run, model: str, other: str) -> list[float]:
+    """Return the difference of two models in the main metric under each seed that both were trained under.
+
+    A model without seeds of its own counts with its one value; empty if fewer than two seeds are left, and
+    for families, whose intervals are over seeds already.
+    """
+    if "metric" in run.recipe:
+        return []
+    rows = run.metrics.filter(metric=main_metric(run), split=last_split(run.metrics), group="all")
+    seeds, one, two = run.provenance["seeds"], {}, {}
+    for name, values in ((model, one), (other, two)):
+        values |= dict(
+            rows.filter(pl.col("seed").is_not_null(), model=name).select("seed", "value").iter_rows()
+        )
+        if len(values) < 2:
+            values |= dict.fromkeys(seeds, rows.filter(pl.col("seed").is_null(), model=name)["value"].first())
+    apart = [one[seed] - two[seed] for seed in seeds if None not in (one.get(seed), two.get(seed))]
+    return apart if len(apart) > 1 else []
+
+
+def _beside(run: Run, model: str, other: str, found: list[float], about: str = "") -> str:
+    """Say on which side of another model one lies, over rows and under each seed.
+
+    Args:
+        run: that holds both.
+        model: the one.
+        other: the other one.
+        found: their difference, and the ends of its interval.
+        about: said of the other one.
+    """
+    apart = seed_differences(run, model, other)
+    split = found[1] * found[2] > 0 and any(one * found[0] <= 0 for one in apart)
+    limits = ", on these rows but not under every seed" if split else ""
+    seeds = f"; by seed {', '.join(f'{one:+.3f}' for one in apart)}" if apart else ""
+    return f"is {_side(*found[1:])} {other}{about}{limits}: {_difference(*found)}{seeds}."
+
+
 def findings(run: Run) -> list[str]:
     """Say in sentences what the numbers say: winner, generated weights against baseline, floor."""
     frame, main, reference = model_table(run), main_metric(run), run.recipe["reference"]
@@ -247,15 +284,13 @@ def findings(run: Run) -> list[str]:
     plain = [row for row in frame.to_dicts() if row["model"] in of_paper and row["difference"] is not None]
     if plain and reference in kinds:
         top = max(plain, key=lambda row: row[main])
-        low, high = top["difference_low"], top["difference_high"]
-        lines.append(
-            f"The best head of the paper's own form, {top['model']}, is {_side(low, high)} {reference}: "
-            f"{_difference(top['difference'], low, high)}."
-        )
+        found = [top[key] for key in ("difference", "difference_low", "difference_high")]
+        said = _beside(run, top["model"], reference, found)
+        lines.append(f"The best head of the paper's own form, {top['model']}, {said}")
+    matched = [f"matched_{key}" for key in ("value", "low", "high")]
     lines += [
-        f"{row['model']} is {_side(row['matched_low'], row['matched_high'])} {row['matched']}, trained "
-        "alike: "
-        f"{_difference(row['matched_value'], row['matched_low'], row['matched_high'])}."
+        f"{row['model']} "
+        + _beside(run, row["model"], row["matched"], [row[key] for key in matched], ", its matched model")
         for row in frame.to_dicts()
         if row["matched_value"] is not None
     ]
@@ -266,9 +301,13 @@ def findings(run: Run) -> list[str]:
             lines.append(
                 f"The floor {name}, which never sees {FLOORS[settings['kind']]}, has {main} {value}."
             )
-    missed = [row[0] for row in bar_table(run).rows if row[-1] != "met"]
+    missed = [
+        f"{model}, {metric} ({where}): {verdict}{f' at {value}' * (value != '-')}, set at {limit}"
+        for model, metric, where, limit, value, verdict in bar_table(run).rows
+        if verdict != "met"
+    ]
     if run.recipe["bars"]:
-        lines.append(f"Bars missed: {', '.join(missed)}." if missed else "No bar of this recipe is missed.")
+        lines.append(f"Bars not met: {'; '.join(missed)}." if missed else "Every bar of this recipe is met.")
     return lines
 
 
@@ -276,6 +315,7 @@ def card_table(run: Run) -> Table:
     """Print what each trained model costs and whether its generator is sound, first seed."""
     rows, seen = [], set()
     counted = any("flops" in card for card in run.cards)
+    embedded = any("geometry" in card for card in run.cards)
     for card in run.cards:
         if card["seed"] is None or card["model"] in seen:
             continue
@@ -290,6 +330,8 @@ def card_table(run: Run) -> Table:
             else ["-", "-"]
         )
         even = str(cost["break_even_conditions"]) if cost else "-"
+        lie = card.get("geometry") or {}
+        places = [_number(lie.get("alignment")), _number(lie.get("uniformity"))] if embedded else []
         rows.append(
             [
                 card["model"],
@@ -300,11 +342,13 @@ def card_table(run: Run) -> Table:
                 *generator,
                 even,
                 *alive,
+                *places,
             ]
         )
     columns = ["model", "trained parameters", "seconds", *(["operations"] if counted else []), "peak MiB"]
     columns += ["of the generator", "generated per condition"]
-    return Table([*columns, "break-even conditions", "effective rank", "generator"], rows)
+    columns += ["break-even conditions", "effective rank", "generator"]
+    return Table([*columns, *(["alignment", "uniformity"] if embedded else [])], rows)
 
 
 def robustness_table(found: pl.DataFrame) -> Table:

@@ -5,12 +5,22 @@ Strength 0 is the plain encoder, so every number under a condition stands beside
 Shape letters: N sentences, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
 
-from workbench.datasets.stimuli import PAIR_COLUMNS, ROLES, AssociationStimuli
+from workbench.datasets.stimuli import (
+    BUNDLED,
+    LIMITS,
+    PAIR_COLUMNS,
+    ROLES,
+    TWIN_COLUMNS,
+    AssociationStimuli,
+    Stimuli,
+)
 from workbench.evaluation.bias_tests import (
     Association,
     association_test,
@@ -29,8 +39,17 @@ CANNOT = (
     "With five tests, one p below 0.05 in four looks comes by chance alone. A condition also changes "
     "the spread that d is divided by. The pairs ask which sentence lies nearer to one that names "
     "nobody. That is not the score of CrowS-Pairs, which needs the word probabilities of a masked "
-    "language model: a sentence encoder has none, the packaged MiniLM neither."
+    "language model: a sentence encoder has none, the packaged MiniLM neither. With its own pairs, how far "
+    "apart the two sentences lie is shown instead: 0 if the encoder does not see the group, and nothing "
+    "about which one it prefers; as the condition moves all distances, compare kinds with each other."
 )
+MEANINGS = {  # of the columns of the tables
+    "effect": "how far two sets of words lie apart along one contrast, in standard deviations, -2 to 2",
+    "p": "of an effect at least as large if targets were dealt at random; of pairs, two-sided sign test",
+    "share": "of pairs whose stereotypical sentence is nearer to the context, 0.5: no preference",
+    "distance": "1 minus the cosine of two sentences that only differ in the group, 0 to 2, mean over pairs",
+    "difference": "under the condition minus plain encoder",
+}
 
 
 def _association(
@@ -52,6 +71,7 @@ def association_rows(
     condition: Condition,
     strength: float = 1.0,
     resamples: int = 1000,
+    told: Callable[[int], None] = lambda _: None,
 ) -> pl.DataFrame:
     """Measure association tests on the plain encoder and under a condition.
 
@@ -61,6 +81,7 @@ def association_rows(
         condition: what to look at.
         strength: 0 is the plain encoder, 1 the model.
         resamples: of the bootstrap over words, paired between the two sides.
+        told: called with the number of tests done; what it raises ends the work.
 
     Returns:
         Two rows per test: test, kind, side, words (targets and attributes), effect (d, -2 to 2), low, high, p
@@ -71,7 +92,8 @@ def association_rows(
         DataError: a condition or a test that cannot be used.
     """
     rows = []
-    for test in tests:
+    for done, test in enumerate(tests):
+        told(done)
         plain = _association(model, test, condition, 0.0, resamples)
         for side, found in (
             (PLAIN, plain),
@@ -134,6 +156,75 @@ def preference_rows(
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
+def distance_rows(
+    model: HyperCL, twins: pl.DataFrame, condition: Condition, strength: float = 1.0, resamples: int = 1000
+) -> pl.DataFrame:
+    """Measure how far apart sentences lie that only differ in the group they speak of.
+
+    Args:
+        model: encodes texts under a condition.
+        twins: kind, more and less.
+        condition: what to look at.
+        strength: 0 is the plain encoder, 1 the model.
+        resamples: of the bootstrap over pairs, paired between the two sides.
+
+    Returns:
+        Two rows per kind: kind, side, distance (mean of 1 - cosine, 0 to 2, 0: the group is not seen), low,
+        high, pairs; on the second row also difference, difference_low and difference_high.
+
+    Raises:
+        DataError: a condition or a sentence that cannot be used.
+    """
+    texts = [text for column in TWIN_COLUMNS for text in twins[column]]
+    apart = {}
+    for side, much in ((PLAIN, 0.0), (CONDITIONED, strength)):
+        embedded = model.encode(texts, condition, much).numpy().astype(np.float64)
+        more, less = np.split(embedded / np.linalg.norm(embedded, axis=1, keepdims=True), 2)
+        apart[side] = 1 - (more * less).sum(1)
+    rows = []
+    for kind in twins["kind"].unique(maintain_order=True):
+        own = np.flatnonzero((twins["kind"] == kind).to_numpy())
+        drawn = np.random.default_rng(0).choice(own, (resamples, len(own)))
+        plain = apart[PLAIN]
+        for side, values in apart.items():
+            low, high = Measured.interval(values[drawn].mean(1))
+            mean = values[own].mean()
+            row = {"kind": kind, "side": side, "distance": mean, "low": low, "high": high, "pairs": len(own)}
+            rows.append(row | _versus(mean - plain[own].mean(), (values - plain)[drawn].mean(1), side))
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def associations(
+    model: HyperCL,
+    asked: Stimuli,
+    source: str,
+    condition: Condition,
+    strength: float,
+    told: Callable[[int], None] = lambda _: None,
+) -> "Associations":
+    """Ask a model everything there is, plain and under a condition.
+
+    Args:
+        model: encodes texts under a condition.
+        asked: words, sentences and pairs.
+        source: of these, for the page.
+        condition: what to look at.
+        strength: of the generated weights.
+        told: as :func:`association_rows` takes it.
+
+    Raises:
+        DataError: a condition or a text that cannot be used.
+    """
+    tests = association_rows(model, asked.tests, condition, strength, told=told)
+    told(len(asked.tests))
+    pairs = pl.DataFrame()
+    if asked.pairs.height:
+        pairs = preference_rows(model, asked.pairs, condition, strength)
+    if asked.twins.height:
+        pairs = distance_rows(model, asked.twins, condition, strength)
+    return Associations(tests, pairs, asked, source, str(condition), strength)
+
+
 def change_said(rows: pl.DataFrame, value: str = "effect", nothing: float = 0.0) -> list[str]:
     """Say for each test whether the condition adds bias, takes some away, or does neither for certain.
 
@@ -162,3 +253,59 @@ def change_said(rows: pl.DataFrame, value: str = "effect", nothing: float = 0.0)
             f"{under['difference_low']:+.2f} to {under['difference_high']:+.2f})"
         )
     return said
+
+
+@dataclass(frozen=True)
+class Associations:
+    """Both bias tests of an encoder; a table of one's own may hold only one of them.
+
+    Attributes:
+        tests: as :func:`association_rows` gives them, or empty.
+        pairs: as :func:`preference_rows` or :func:`distance_rows` gives them, or empty.
+        asked: words, sentences and pairs.
+        source: of these: a name of :func:`workbench.datasets.stimuli.stimuli_names`, or a table's.
+        condition: what was looked at.
+        strength: of the generated weights.
+    """
+
+    tests: pl.DataFrame
+    pairs: pl.DataFrame
+    asked: Stimuli
+    source: str
+    condition: str
+    strength: float
+    meanings: ClassVar[dict[str, str]] = MEANINGS
+
+    @property
+    def tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """All numbers."""
+        return self.tests, self.pairs
+
+    @property
+    def limits(self) -> str:
+        """What the tests cannot show."""
+        return f"{LIMITS} {CANNOT}" if self.source == BUNDLED else CANNOT
+
+    def said(self) -> list[str]:
+        """Say for every test and kind of pair whether the condition adds bias, and what it looks for."""
+        lines = [
+            f"Does {self.condition!r} at strength {self.strength:g} add bias? Plain to conditioned, by "
+            f"{self.source}:"
+        ]
+        about = {test.name: test for test in self.asked.tests}
+        if self.tests.height:
+            names = self.tests["test"].unique(maintain_order=True)
+            for one, said in zip(names, change_said(self.tests), strict=True):
+                lines.append(f"· {said}. {about[one].kind.capitalize()}: {about[one].says}")
+            lines.append(
+                "A condition that loses the sanity check too has removed no bias: it tells no words apart."
+            )
+        if "distance" in self.pairs.columns:
+            lines.append("Distance between two sentences that only differ in the group, 0: not seen:")
+            lines += [f"· {line}." for line in change_said(self.pairs, "distance")]
+        elif self.pairs.height:
+            lines.append(
+                "Share of pairs whose stereotypical sentence is nearer to the context, 0.5: no preference:"
+            )
+            lines += [f"· {line}." for line in change_said(self.pairs, "share", 0.5)]
+        return lines

@@ -28,8 +28,11 @@ from tqdm.auto import tqdm
 from workbench.config import Settings
 from workbench.errors import RunError
 from workbench.files import write_atomic
+from workbench.processes import average, average_gradients, leads
 
 _log = logging.getLogger(__name__)
+
+PARTS = 10  # entries in the history of a single epoch; several epochs have one each
 
 
 class Training(Settings):
@@ -114,19 +117,21 @@ def fit(
         rates: a learning rate of their own for parameters whose name starts so, for example "encoder.".
 
     Returns:
-        One entry per epoch: epoch, loss (mean over its steps), seconds.
+        One entry per epoch: epoch, loss (mean over its steps). A single epoch is told in tenths, 0.1 to 1.
 
     Raises:
         RunError: the loss is not finite; the last checkpoint is kept.
     """
     steps_per_epoch = math.ceil(count / settings.batch_size)
     total = steps_per_epoch * settings.epochs
+    told = steps_per_epoch if settings.epochs > 1 else math.ceil(total / PARTS)
     optimiser = _optimiser(module, settings, rates or {})
     state = _Checkpoint(folder, module, optimiser)
     step, history, running = state.restore()
     saved, pause = time.monotonic(), checkpoint_seconds
     module.train()
-    with _stop_between_steps() as stop, tqdm(total=total, initial=step, desc=folder.name, leave=False) as bar:
+    progress = {"desc": folder.name, "leave": False, "disable": not leads()}
+    with _stop_between_steps() as stop, tqdm(total=total, initial=step, **progress) as bar:
         while step < total and stop.signal is None:
             epoch, place = divmod(step, steps_per_epoch)
             items = epoch_order(count, seed, epoch)[
@@ -135,10 +140,12 @@ def fit(
             running += _step(module, loss(items), optimiser, settings, step, total)
             step += 1
             bar.update()
-            if step % steps_per_epoch == 0:
-                history.append({"epoch": epoch + 1, "loss": running / steps_per_epoch})
+            if step % told == 0 or step == total:
+                mean = running / ((step - 1) % told + 1)
+                history.append({"epoch": step / steps_per_epoch, "loss": mean})
                 running = 0.0
-            if stop.signal is not None or (step < total and time.monotonic() - saved > pause):
+            due = stop.signal is not None or (step < total and time.monotonic() - saved > pause)
+            if due and leads():
                 began = time.monotonic()
                 state.save(step, history, running)
                 saved = time.monotonic()
@@ -182,13 +189,15 @@ def _step(
     total: int,
 ) -> float:
     """Make one optimiser step at its learning rate; return the loss."""
-    if not torch.isfinite(value):
+    mean = average(value)
+    if not torch.isfinite(mean):
         raise RunError(
-            f"the loss of {type(module).__name__} is {value.item()} at step {step + 1} of {total} with "
+            f"the loss of {type(module).__name__} is {mean.item()} at step {step + 1} of {total} with "
             f"learning rate {settings.learning_rate:g}; lower training.learning_rate or set training.clip"
         )
     optimiser.zero_grad(set_to_none=True)
     value.backward()
+    average_gradients(module)
     if settings.clip is not None:
         nn.utils.clip_grad_norm_(
             [p for group in optimiser.param_groups for p in group["params"]], settings.clip
@@ -197,7 +206,7 @@ def _step(
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * factor
     optimiser.step()
-    return float(value.detach())
+    return float(mean)
 
 
 class _Checkpoint:

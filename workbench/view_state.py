@@ -16,7 +16,9 @@ from workbench.errors import WorkbenchError
 from workbench.files import canonical_json
 
 LONGEST = 8192  # characters of a link's value; servers and proxies cut longer ones
-Text = Annotated[str, Field(max_length=2000)]
+LONGEST_TEXT = 2000  # characters of one text in it
+LONGEST_OWN = 3000  # of pairs of one's own, all together
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 
 
 class ViewError(WorkbenchError):
@@ -58,7 +60,7 @@ class SimilarityState(Settings):
     recipe: Text = ""
     model: Text = ""
     pairs: Literal["bundled", "own", "run"] = Field(default="bundled", description="which pairs are compared")
-    own: str = Field(default="", max_length=3000, description="pairs of one's own, one per line")
+    own: str = Field(default="", max_length=LONGEST_OWN, description="pairs of one's own, one per line")
     condition: Text = "The colour."
     strength: float = Field(default=1.0, ge=0, le=2)
     attribute: Text = Field(default="", description="of the gold score; empty: the one the condition names")
@@ -77,6 +79,9 @@ class WeightsState(Settings):
     slot: Text = Field(default="", description="what is generated: a slot, or a zoo's text encoder")
     shown: Text = Field(default="", description="whose matrix is drawn; empty: the condition's")
     minus_mean: bool = False
+    measure: Literal["", "frobenius", "cosine", "angles"] = Field(
+        default="", description="of distances between weights; empty: the first that there is"
+    )
 
 
 class ClassifyState(Settings):
@@ -96,7 +101,7 @@ class FairnessState(Settings):
 
     version: Literal[1] = 1
     app: Literal["fairness"] = "fairness"
-    about: Literal["images", "texts"] = "images"
+    about: Literal["images", "wording", "texts"] = "images"
     recipe: Text = ""
     model: Text = ""
     other_recipe: Text = ""
@@ -104,8 +109,11 @@ class FairnessState(Settings):
     column: Text = Field(default="", description="of the groups")
     asked: Text = Field(default="", description="class set; empty for all")
     difference: Text = Field(default="", description="what differences are taken to")
+    names: Text = Field(default="", description="the class set's names in other words; empty: as they are")
+    templates: Text = Field(default="", description="words around a name, one per line; empty: as they are")
     text_recipe: Text = ""
     text_model: Text = ""
+    tests: Text = Field(default="", description="bias tests by name; empty: the bundled ones")
     condition: Text = "The profession."
     strength: float = Field(default=1.0, ge=0, le=2)
 

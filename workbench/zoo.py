@@ -9,7 +9,7 @@ Shape letters: N images, T captions, B rows of a batch, D feature width, S side 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -187,37 +187,40 @@ def open_zoo(
 
 @dataclass(frozen=True)
 class _Reader:
-    """How an encoder is run: what its features depend on, and the function, made when first needed.
+    """How an encoder is run: what its features depend on, and the function, made once and when first needed.
 
     Attributes:
         fingerprint: of weights, preprocessing and size.
         side: of the pictures it is given; 0 for text encoders.
-        open: gives the function from pixels or texts to features.
+        start: makes the function from pixels or texts to features.
         parameters: of the encoder, 0 for classical ones.
         fitting: how its pictures become squares.
     """
 
     fingerprint: str
     side: int
-    open: Callable[[], Callable]
+    start: Callable[[], Callable]
     parameters: int = 0
     fitting: Fitting = Fitting()
 
+    @cached_property
+    def run(self) -> Callable:
+        """From pixels or texts to features."""
+        return self.start()
+
 
 def _read_images(kept: FeatureStore, name: str, reader: _Reader, pictures: Pictures) -> Features:
-    opened = lru_cache(maxsize=1)(reader.open)
     order = digest(pictures.order, str(reader.side))
     found = kept.get(
         name, reader.fingerprint, order, len(pictures),
-        lambda rows: opened()(pictures.pixels(rows, reader.side, reader.fitting)), reader.parameters,
+        lambda rows: reader.run(pictures.pixels(rows, reader.side, reader.fitting)), reader.parameters,
     )  # fmt: skip
     return Features(name, found.array, pictures.order, found.folder, reader.parameters)
 
 
 def _read_texts(kept: FeatureStore, name: str, reader: _Reader, texts: list[str]) -> Features:
-    opened = lru_cache(maxsize=1)(reader.open)
     return kept.get(
-        name, reader.fingerprint, digest(*texts), len(texts), lambda rows: opened()(texts[rows]),
+        name, reader.fingerprint, digest(*texts), len(texts), lambda rows: reader.run(texts[rows]),
         reader.parameters,
     )  # fmt: skip
 

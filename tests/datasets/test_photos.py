@@ -12,7 +12,7 @@ from workbench.config import validated
 from workbench.datasets import photos
 from workbench.datasets.class_sets import PLAIN_TEMPLATES
 from workbench.datasets.images import ImageData, ImageTable, read_images
-from workbench.datasets.photos import CAPTIONS, DOMAINS, PhotoData, load_photos
+from workbench.datasets.photos import CAPTIONS, DOMAINS, PhotoData, asked_classes, load_grouped, load_photos
 from workbench.errors import RecipeError
 
 NEEDED = ("tiny-imagenet", "flickr8k-128", "cifar10-jpeg", "pacs-96", "emoji-cldr-96")
@@ -316,3 +316,24 @@ def test_the_fewest_rows_that_are_allowed_still_leave_classes_to_train_and_to_as
     assert len(train) > 40
     assert len(questions["test"].named("ten classes").classes) == 10
     assert np.isin(questions["valid"].sets[0].classes, [*questions["test"].sets[0].classes]).sum() == 0
+
+
+def test_class_sets_are_known_without_their_pictures(found):
+    test = found[1]["test"]
+    told = {one.name: (one.classes, one.templates) for one in test.sets if one.family != "distractors"}
+    assert asked_classes(PhotoData(**SMALL)) == told
+
+
+def test_pictures_that_have_groups_can_be_read_alone(found):
+    test = found[1]["test"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photos, "read_images", lambda data, split: table(data.name, split, data.limit))
+        alone = load_grouped(PhotoData(**SMALL))
+    assert alone.fair == test.fair
+    for one in alone.sets:
+        whole = test.named(one.name)
+        assert (one.classes, one.templates) == (whole.classes, whole.templates)
+        assert torch.equal(one.label, whole.label)
+        assert torch.equal(alone.pixels[one.rows], test.pixels[whole.rows])
+        groups = test.about.select(test.fair)[whole.rows.tolist()]
+        assert alone.about.select(alone.fair)[one.rows.tolist()].equals(groups)

@@ -38,6 +38,20 @@ def test_distance_to_a_segment_is_to_its_line_between_the_ends_and_to_an_end_bey
     assert found.tolist() == [[2.0, 5.0, 0.0]]
 
 
+def test_the_distance_to_a_segment_is_that_to_the_nearest_of_many_points_on_it():
+    draw = torch.Generator().manual_seed(0)
+    start, end = (2 * torch.rand(4, 2, generator=draw) - 1 for _ in range(2))
+    points = 2 * torch.rand(4, 30, 2, generator=draw) - 1
+    along = torch.linspace(0, 1, 2001)[:, None, None]
+    on_it = (start + along * (end - start)).transpose(0, 1)
+    # Points on a segment of at most 2 * 2 ** 0.5 are 0.0015 apart, so the nearest is too far by less.
+    torch.testing.assert_close(to_segment(points, start, end), torch.cdist(points, on_it).amin(-1),
+                               rtol=0, atol=1.5e-3)  # fmt: skip
+    shared = to_segment(points[:1], start, end)
+    for one in range(4):
+        assert torch.equal(shared[one], to_segment(points[:1], start[[one]], end[[one]])[0])
+
+
 def test_the_grid_goes_row_by_row_with_the_first_coordinate_fastest():
     assert grid(2).tolist() == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
 

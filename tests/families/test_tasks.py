@@ -6,7 +6,15 @@ from torch import nn
 from torch.nn import functional
 
 from workbench.datasets.digits import Tasks, load_digits, permuted
-from workbench.families.tasks import SharedNet, TaskNet, accuracies, learn, loss_of, trained_parameters
+from workbench.families.tasks import (
+    SharedNet,
+    TaskNet,
+    accuracies,
+    going_on,
+    learn,
+    loss_of,
+    trained_parameters,
+)
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec, Table
 from workbench.training import Training
 
@@ -42,6 +50,16 @@ def test_a_table_is_asked_by_number_and_has_no_codes():
     assert net.conditions(slice(1, 3)).tolist() == [1, 2]
     # Weight and bias of one layer, 64 * 10 + 10, for each of 3 tasks; the layer's own are not trained.
     assert trained_parameters(net) == 3 * 650
+
+
+def test_epochs_are_numbered_on_from_task_to_task():
+    found = [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}]
+    history = going_on(going_on([], found, 0), found[:1], 1)
+    assert history == [
+        {"epoch": 1, "loss": 3.0, "task": 0},
+        {"epoch": 2, "loss": 2.0, "task": 0},
+        {"epoch": 3, "loss": 3.0, "task": 1},
+    ]
 
 
 def test_a_shared_network_gives_every_task_the_same_answer(tasks):

@@ -97,6 +97,18 @@ def test_two_networks_that_compute_the_same_get_the_same_attributions():
     assert abs((slope * x).sum().item() - difference) > 0.05 * abs(difference)
 
 
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_attributions_are_those_of_captum_at_the_same_steps(steps):
+    from captum.attr import IntegratedGradients
+
+    net, x, r = network(1), 3 * drawn(3, 2), drawn(3, 2, seed=1)
+    found = integrated_gradients(lambda at: net(at)[:, 0], x, r, steps=steps)
+    peer = IntegratedGradients(lambda at: net(at)[:, 0])
+    expected = peer.attribute(x[None], r[None], n_steps=steps, method="gausslegendre")[0].sum(1)
+    torch.testing.assert_close(found.values, expected, rtol=0, atol=1e-5)
+    assert expected.abs().max() > 0.1
+
+
 def test_a_part_that_does_not_move_gets_nothing():
     net, x = network(1), drawn(3, 2)
     r = x.clone()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import cophenet, linkage
 from scipy.linalg import subspace_angles
@@ -14,11 +14,12 @@ from workbench.geometry.matrices import (
     kept_directions,
     leading,
     singular_values,
-    spectrum_rank,
     subspace_overlap,
     tree_of,
 )
 
+# Deadlines would measure the machine, not the code; the database would write into the checkout.
+quick = settings(max_examples=40, deadline=None, database=None)
 seeds = st.integers(0, 2**16)
 
 
@@ -28,22 +29,6 @@ def drawn(seed, *shape):
 
 def test_singular_values_of_a_diagonal_are_its_sizes_from_the_largest():
     assert singular_values(torch.diag(torch.tensor([1.0, -3.0, 2.0]))) == pytest.approx([3, 2, 1])
-
-
-def test_the_effective_rank_of_a_spectrum_by_hand():
-    assert spectrum_rank(np.array([2.0, 2.0, 0.0])) == pytest.approx(2)
-    # Shares 3/4 and 1/4: entropy 0.75 log(4/3) + 0.25 log 4 = 0.5623, exp 1.7548.
-    assert spectrum_rank(np.array([3.0, 1.0])) == pytest.approx(1.7548, abs=1e-4)
-    assert spectrum_rank(np.zeros(3)) == 0
-
-
-@given(seeds)
-def test_the_effective_rank_ignores_scale_and_rotation_and_lies_in_its_range(seed):
-    matrix = drawn(seed, 5, 4)
-    turned = torch.linalg.qr(drawn(seed + 1, 5, 5))[0] @ matrix * 7
-    rank = spectrum_rank(singular_values(matrix))
-    assert 1 <= rank <= 4
-    assert spectrum_rank(singular_values(turned)) == pytest.approx(rank, rel=1e-9)
 
 
 def test_blocks_are_means_and_a_part_block_is_the_mean_of_its_own_cells():
@@ -71,6 +56,7 @@ def test_what_a_projection_keeps_by_hand():
     assert kept_directions(rows, torch.zeros(2, 2)).is_empty()
 
 
+@quick
 @given(seeds, st.integers(1, 5))
 def test_what_arrives_is_what_the_mapped_rows_vary_by(seed, rank):
     rows, matrix = drawn(seed, 30, 6), drawn(seed + 1, 6, rank) @ drawn(seed + 2, rank, 4)
@@ -90,6 +76,7 @@ def test_the_share_between_groups_by_hand():
     assert np.isnan(between_share(torch.ones(4, 1), ["a", "a", "b", "b"]))
 
 
+@quick
 @given(seeds)
 def test_the_share_between_groups_is_that_of_an_analysis_of_variance(seed):
     rows, groups = drawn(seed, 24, 1), ["a", "b", "c"] * 8
@@ -106,6 +93,7 @@ def test_groups_dealt_at_random_have_the_floor_on_average():
     assert np.mean(found) == pytest.approx(3 / 39, rel=0.03)  # 300 draws: their mean has 1 % of error
 
 
+@quick
 @given(seeds, st.integers(1, 3))
 def test_overlap_is_the_mean_squared_cosine_of_the_principal_angles(seed, kept):
     one, other = drawn(seed, 7, 3), drawn(seed + 1, 7, 5)
@@ -134,6 +122,7 @@ def test_a_tree_joins_what_lies_nearest_at_the_mean_distance():
     assert sorted({*tree.across[first]}) == sorted(places)
 
 
+@quick
 @given(seeds)
 def test_every_thing_is_one_leaf_and_heights_are_those_of_scipy(seed):
     points = drawn(seed, 6, 3)

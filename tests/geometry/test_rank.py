@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from workbench.geometry.rank import Ranks, ranks, ranks_of_products
+from workbench.geometry.matrices import singular_values
+from workbench.geometry.rank import Ranks, ranks, ranks_of_products, spectrum_rank
 from workbench.hypernetworks import LinearGenerator, ParamSpec, Slot
 
 # Deadlines would measure the machine, not the code; the database would write into the checkout.
@@ -17,6 +19,23 @@ quick = settings(max_examples=40, deadline=None, database=None)
 
 def drawn(count: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def test_the_effective_rank_of_a_spectrum_by_hand():
+    assert spectrum_rank(np.array([2.0, 2.0, 0.0])) == pytest.approx(2)
+    # Shares 3/4 and 1/4: entropy 0.75 log(4/3) + 0.25 log 4 = 0.5623, exp 1.7548.
+    assert spectrum_rank(np.array([3.0, 1.0])) == pytest.approx(1.7548, abs=1e-4)
+    assert spectrum_rank(np.zeros(3)) == 0
+
+
+@quick
+@given(st.integers(0, 2**16))
+def test_the_effective_rank_of_a_matrix_ignores_scale_and_rotation_and_lies_in_its_range(seed):
+    matrix = drawn(5, 4, seed)
+    turned = torch.linalg.qr(drawn(5, 5, seed + 1)).Q @ matrix * 7
+    rank = spectrum_rank(singular_values(matrix))
+    assert 1 <= rank <= 4
+    assert spectrum_rank(singular_values(turned)) == pytest.approx(rank, rel=1e-9)
 
 
 def test_ranks_by_hand():

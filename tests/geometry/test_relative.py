@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
+from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
 from torch.nn import functional
 
 from workbench.errors import DataError
-from workbench.geometry.relative import Space, relative, stitching
+from workbench.geometry.relative import Space, mapped, relative, stitching
 
 # Deadlines would measure the machine, not the code; the database would write into the checkout.
 quick = settings(max_examples=30, deadline=None, database=None)
@@ -63,13 +64,24 @@ def test_a_space_and_its_mirror_image_share_heads_only_by_relative_representatio
         "wider": Space(*(functional.pad(part, (0, 1)) for part in (one.train, one.test))),
     }
     found = stitching(spaces, (labels[:200], labels[200:]), torch.arange(50))
-    assert found.height == 2 * 3 * 3
+    assert found.height == 3 * 3 * 3
     value = {(row["kind"], row["head"], row["encoder"]): row["accuracy"] for row in found.to_dicts()}
     assert value["absolute", "one", "one"] > 0.9
     assert value["absolute", "one", "mirrored"] < 0.1
     assert value["absolute", "one", "wider"] is None
     assert value["relative", "one", "mirrored"] == value["relative", "one", "one"] > 0.9
     assert value["relative", "wider", "mirrored"] > 0.9
+    assert value["mapped", "one", "mirrored"] > 0.9
+    assert value["mapped", "wider", "mirrored"] > 0.9
+
+
+def test_a_map_between_spaces_is_scikit_learns_ridge_regression():
+    rows, anchors, targets = drawn(4, 3).float(), drawn(30, 3, 1).float(), drawn(30, 5, 2).float()
+    # The penalty is 0.1 mean variances a row; scikit-learn's is of sums over rows.
+    penalty = 0.1 * float(anchors.double().var(0, correction=0).mean()) * len(anchors)
+    expected = Ridge(alpha=penalty).fit(anchors.numpy(), targets.numpy()).predict(rows.numpy())
+    found = mapped(rows, anchors, targets)
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
 
 
 def digit_spaces(seeds: range) -> tuple[dict[str, Space], tuple[np.ndarray, np.ndarray]]:
@@ -103,6 +115,7 @@ def test_encoders_of_digits_trained_apart_are_stitched_by_128_anchors_and_not_wi
     assert mean["absolute"] <= 0.20  # chance is 0.10
     assert mean["relative"] >= 0.90
     assert own["relative"] >= 0.93
+    assert mean["mapped"] >= 0.90
     # The anchors do it: as many numbers from anchors that the other space knows in another order do not.
     name, other = list(spaces)[:2]
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(128))

@@ -36,7 +36,8 @@ RECIPE, MODEL = "hyper_cl_bundled_tiny", "hyper_query_k16"
 SIZES = {2_000: 0.3, 20_000: 1.0}  # sentences -> bar in seconds
 CHANGES = 40  # conditions typed one after another
 PEOPLE, PEOPLE_BAR = 20, 2.0
-TOGETHER = (320, 2_000)  # sentences: what the page shows at first, and many
+READING = 5.0  # seconds that a person looks at what has changed before typing again
+TOGETHER = ((320, 0.0), (2_000, 0.0), (2_000, READING))  # sentences, of the page at first and many; pause
 EACH = 5  # conditions that each of them types
 PAGES, WARM, PAGE_BAR = 200, 40, 50.0  # opened and closed; not counted at the start; kB a page
 PAGE_SECONDS = 1.0  # a page is opened this often, so that what is kept shows and not what waits to be cleared
@@ -50,7 +51,7 @@ def rows(device: str) -> list[dict[str, Any]]:
         session, typed = Session(out), (f"The colour of thing number {number}." for number in count())
         found = [
             *(_alone(session, size, bar, typed) for size, bar in SIZES.items()),
-            *(_together(session, size, typed) for size in TOGETHER),
+            *(_together(session, size, pause, typed) for size, pause in TOGETHER),
             _soak(out),
         ]
         gc.collect()
@@ -91,24 +92,30 @@ def _alone(session: Session, size: int, bar: float, typed: Iterator[str]) -> dic
     return laid_out(name, _p95(seconds), bar, 0.0, 0.0)
 
 
-def _together(session: Session, size: int, typed: Iterator[str]) -> dict[str, Any]:
-    """Time people who type all at once, each the next condition as soon as the last is there."""
+def _together(session: Session, size: int, pause: float, typed: Iterator[str]) -> dict[str, Any]:
+    """Time people who type at once, each the next condition a while after the last is there.
+
+    People who pause begin one after the other within the first pause.
+    """
     views = [_view(session, size) for _ in range(PEOPLE)]
     asked = {view: [next(typed) for _ in range(EACH)] for view in views}
     seconds: list[float] = []
 
-    def person(view: ConditionsView) -> None:
+    def person(number: int, view: ConditionsView) -> None:
+        time.sleep(pause * number / PEOPLE)
         for condition in asked[view]:
             began = time.perf_counter()
             POOL.submit(_change, view, condition).result()
             seconds.append(time.perf_counter() - began)
+            time.sleep(pause)
 
-    people = [threading.Thread(target=person, args=(view,)) for view in views]
+    people = [threading.Thread(target=person, args=one) for one in enumerate(views)]
     for one in people:
         one.start()
     for one in people:
         one.join()
-    name = f"{PEOPLE} people without a pause, {size:,} sentences each, 95th percentile"
+    how = f"who read for {pause:g} s" if pause else "without a pause"
+    name = f"{PEOPLE} people {how}, {size:,} sentences each, 95th percentile"
     return laid_out(name, _p95(seconds), PEOPLE_BAR, 0.0, 0.0)
 
 

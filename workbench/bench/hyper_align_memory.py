@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from workbench.bench.hyper_align import plain_loss
-from workbench.bench.timing import laid_out, median_seconds, peak_mib
+from workbench.bench.timing import laid_out, once
 from workbench.hypernetworks.connectors import ConnectorBank, sum_by_parts
 from workbench.objectives import paired_contrastive
 
@@ -47,5 +47,5 @@ def rows(device: str = "cpu") -> list[dict[str, Any]]:
             optimiser.step()
 
     name = f"step of {CONNECTORS} connectors {Z} x {X}, batch {BATCH}; reference: one by one, whole logits"
-    seconds = [median_seconds(action, device, repeats=1, warm=0) for action in (together, one_by_one)]
-    return [laid_out(name, *seconds, peak_mib(together, device), peak_mib(one_by_one, device))]
+    (ours_s, ours_mib), (reference_s, reference_mib) = (once(way, device) for way in (together, one_by_one))
+    return [laid_out(name, ours_s, reference_s, ours_mib, reference_mib)]

@@ -53,6 +53,16 @@ def median_seconds(action: Callable[[], object], device: str, repeats: int = 3, 
     return statistics.median(times[warm:])
 
 
+def once(action: Callable[[], object], device: str) -> tuple[float, float]:
+    """Return the seconds and the peak memory in MiB of a single time, for what takes minutes.
+
+    On a CPU the seconds include torch's memory profiler: for actions of few, large operations only.
+    """
+    seconds: list[float] = []
+    peak = peak_mib(lambda: seconds.append(median_seconds(action, device, repeats=1, warm=0)), device)
+    return seconds[0], peak
+
+
 def peak_mib(action: Callable[[], object], device: str) -> float:
     """Return the most memory that an action holds beyond what was held before, in MiB."""
     if device.startswith("cuda"):

@@ -3,6 +3,8 @@
 Shape letters: N images, S side in pixels, T texts, K captions of an image.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -18,12 +20,32 @@ MOST_CLASSES = 5000
 PLAIN_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
 
 
+class RowReader(ABC):
+    """Images that are too many to hold and are read when their rows are asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images N."""
+
+    @abstractmethod
+    def __getitem__(self, rows: Int[Tensor, " B"] | slice) -> UInt8[Tensor, "B 3 S S"]:
+        """Read some rows."""
+
+    @abstractmethod
+    def to(self, device: str) -> "RowReader":
+        """Give images to a device from now on."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of what the images are, without reading them all."""
+
+
 @dataclass(frozen=True)
 class Captioned:
     """Images with captions, to train on.
 
     Attributes:
-        pixels: RGB, 0 to 255.
+        pixels: RGB, 0 to 255; held, or read row by row.
         texts: the captions, each once.
         choices: the captions of each image as rows of ``texts``; column k is of kind ``kinds[k]``.
         kinds: what a column's captions speak of. A batch asks for one kind, so that its captions are one
@@ -31,8 +53,8 @@ class Captioned:
         meaning: captions of one meaning are true of the same images, so they are no negatives of each other.
     """
 
-    pixels: UInt8[Tensor, "N 3 S S"]
-    texts: list[str]
+    pixels: UInt8[Tensor, "N 3 S S"] | RowReader
+    texts: Sequence[str]
     choices: Int[Tensor, "N K"]
     kinds: Int[Tensor, " K"]
     meaning: Int[Tensor, " T"]
@@ -40,6 +62,12 @@ class Captioned:
     def __len__(self) -> int:
         """Number of images N."""
         return len(self.pixels)
+
+    def fingerprint(self) -> list[str | bytes]:
+        """What the images and captions are, to be hashed."""
+        if isinstance(self.pixels, RowReader):
+            return [self.pixels.fingerprint()]  # captions lie beside the images
+        return [self.pixels.numpy().tobytes(), *self.texts]
 
     def to(self, device: str) -> "Captioned":
         """Move everything to a device."""

@@ -6,6 +6,8 @@ test set, PACS in its four domains, and emoji in two drawing styles. Settings ar
 new pictures of the trained classes.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,7 +17,7 @@ from pydantic import Field, model_validator
 
 from workbench.config import Settings
 from workbench.datasets.class_sets import PLAIN_TEMPLATES, Captioned, ClassSet, Questions, meanings
-from workbench.datasets.images import ImageData, ImageTable, group_column, read_images
+from workbench.datasets.images import ImageData, ImageTable, encoded_images, group_column, read_images
 
 CAPTIONS = (
     "a photo of a {}.",
@@ -28,6 +30,8 @@ MOST_GROUPS = 20  # values of a column of own pictures that is broken down by
 HELD_OUT = 50  # of Tiny-ImageNet's 200 classes
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 EMOJI_TEMPLATES = ("an emoji of {}.", "a drawing of {}.", "an icon showing {}.")
+# Pictures, fair column -> column, sets on their rows.
+Part = tuple[ImageTable, dict[str, str], list[ClassSet]]
 _TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
 
@@ -61,15 +65,9 @@ def load_photos(data: PhotoData) -> tuple[Captioned, dict[str, Questions]]:
     Raises:
         ManifestError: a prepared set is missing or damaged.
     """
-
-    def table(name: str, split: str | None, limit: int | None) -> ImageTable:
-        return read_images(ImageData(source="manifest", name=name, size=data.size, limit=limit), split)
-
+    table = partial(_table, data.size)
     tiny = table("tiny-imagenet", "train", data.tiny)
-    names = sorted(set(tiny.about["label"]))
-    drawn = np.random.default_rng(data.seed).permutation(len(names))
-    held_out = sorted(names[place] for place in drawn[: max(len(names) * HELD_OUT // 200, 2)])
-    trained = [name for name in names if name not in held_out]
+    names, held_out, trained = _classes(tiny, data.seed)
     flickr = table("flickr8k-128", "train", data.flickr) if data.flickr != 0 else None
     train = _captioned(tiny.take(_rows(tiny, trained)), flickr)
     fresh = table("tiny-imagenet", "valid", None)
@@ -86,11 +84,60 @@ def load_photos(data: PhotoData) -> tuple[Captioned, dict[str, Questions]]:
                 _of_tiny(fresh, held_out, "tiny-imagenet, held-out classes", data.asked),
                 *_with_distractors(fresh, held_out, names),
                 _of_labels(table("cifar10-jpeg", "test", data.asked), "cifar10", {}),
-                _of_labels(table("pacs-96", None, data.asked), "pacs", {"domain": "domain"}),
-                *_of_emoji(table("emoji-cldr-96", None, None)),
+                *_with_groups(table, data.asked),
             ]
         ),
     }
+
+
+def load_grouped(data: PhotoData) -> Questions:
+    """Read those pictures of the test split that have groups, in a small part of the time that all take.
+
+    Raises:
+        ManifestError: a prepared set is missing or damaged.
+    """
+    return _questions(_with_groups(partial(_table, data.size), data.asked))
+
+
+def asked_classes(data: PhotoData) -> dict[str, tuple[list[str], tuple[str, ...]]]:
+    """Return the class names and templates of the test split's class sets, by name; no picture is decoded.
+
+    Class sets that only differ in what a model is told of besides are left out, and pictures of one's own.
+
+    Raises:
+        ManifestError: a prepared set is missing or damaged.
+    """
+
+    def table(name: str, split: str | None, limit: int | None) -> ImageTable:
+        told = encoded_images(ImageData(source="manifest", name=name, limit=limit), split).drop("image")
+        return ImageTable(torch.empty(told.height, 3, 0, 0, dtype=torch.uint8), told)
+
+    held_out = _classes(table("tiny-imagenet", "train", data.tiny), data.seed)[1]
+    fresh = table("tiny-imagenet", "valid", None)
+    parts = [
+        _of_tiny(fresh, held_out, "tiny-imagenet, held-out classes", data.asked),
+        _of_labels(table("cifar10-jpeg", "test", data.asked), "cifar10", {}),
+        *_with_groups(table, data.asked),
+    ]
+    return {one.name: (one.classes, one.templates) for _, _, sets in parts for one in sets}
+
+
+def _table(size: int, name: str, split: str | None, limit: int | None) -> ImageTable:
+    return read_images(ImageData(source="manifest", name=name, size=size, limit=limit), split)
+
+
+def _classes(tiny: ImageTable, seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Return all classes of Tiny-ImageNet, those held out, and those trained on."""
+    names = sorted(set(tiny.about["label"]))
+    drawn = np.random.default_rng(seed).permutation(len(names))
+    held_out = sorted(names[place] for place in drawn[: max(len(names) * HELD_OUT // 200, 2)])
+    return names, held_out, [name for name in names if name not in held_out]
+
+
+def _with_groups(table: Callable[[str, str | None, int | None], ImageTable], asked: int) -> list[Part]:
+    """Ask the pictures that have groups: PACS by domain, emoji by style, skin tone and gender."""
+    pacs = _of_labels(table("pacs-96", None, asked), "pacs", {"domain": "domain"})
+    return [pacs, *_of_emoji(table("emoji-cldr-96", None, None))]
 
 
 def _rows(table: ImageTable, labels: list[str]) -> torch.Tensor:
@@ -123,11 +170,6 @@ def _captioned(tiny: ImageTable, flickr: ImageTable | None) -> Captioned:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     choices = torch.tensor(rows)[order]
     return Captioned(torch.cat(pixels)[order], list(texts), choices, kinds, meanings(meaning))
-
-
-Part = tuple[
-    ImageTable, dict[str, str], list[ClassSet]
-]  # pictures, fair column -> column, sets on their rows
 
 
 def _class_set(table: ImageTable, name: str, column: str = "label", **more: object) -> ClassSet:

@@ -1,14 +1,14 @@
-"""Words and sentences that bias tests ask an encoder about: our own, and tables of the user's own.
+"""Words and sentences that bias tests ask an encoder about: our own, published ones, and the user's tables.
 
 The bundled ones were written for this project. They are few, English and ours; the file itself says what they
-cannot show. A table of one's own may hold any published test in the same columns.
+cannot show. Published ones (WEAT, SEAT, CrowS-Pairs) can be asked where their prepared files are.
 
 Shape letters: none.
 """
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import polars as pl
@@ -17,9 +17,21 @@ from workbench.conditions import normalise_text
 from workbench.config import read_yaml
 from workbench.datasets.bundled import FOLDER
 from workbench.errors import DataError
+from workbench.manifests import locate, verified_folder
 
 ROLES = ("target1", "target2", "attribute1", "attribute2")
 PAIR_COLUMNS = ("context", "stereotypical", "antistereotypical")
+TWIN_COLUMNS = ("more", "less")
+BUNDLED = "words of our own"
+# Published ones: name -> data set, and what the names of its tests begin with.
+PUBLISHED = {
+    "WEAT, words": ("seat", ("weat",)),
+    "SEAT, WEAT's words in sentences": ("seat", ("sent-weat",)),
+    "SEAT, angry Black woman": ("seat", ("angry", "sent-angry")),
+    "SEAT, double binds": ("seat", ("heilman", "sent-heilman")),
+    "SEAT, religion": ("seat", ("sent-religion",)),
+    "CrowS-Pairs": ("crows-pairs", ()),
+}
 MOST_ROWS, MOST_BYTES = 2000, 1_000_000
 LIMITS = (
     "A handful of English words and sentences of our own. They show familiar associations where there are "
@@ -58,10 +70,43 @@ class AssociationStimuli:
 
 @dataclass(frozen=True)
 class Stimuli:
-    """Everything an encoder is asked: association tests, and pairs with their contexts."""
+    """Everything an encoder is asked.
 
-    tests: tuple[AssociationStimuli, ...]
-    pairs: pl.DataFrame
+    Attributes:
+        tests: association tests.
+        pairs: kind, context, stereotypical, antistereotypical; may be empty.
+        twins: kind, more, less: sentences that only differ in the group they speak of; may be empty.
+    """
+
+    tests: tuple[AssociationStimuli, ...] = ()
+    pairs: pl.DataFrame = field(default_factory=pl.DataFrame)
+    twins: pl.DataFrame = field(default_factory=pl.DataFrame)
+
+
+def stimuli_names() -> list[str]:
+    """Return what :func:`named_stimuli` takes: our own, and the published ones that are on this machine."""
+    return [BUNDLED, *(name for name, (data, _) in PUBLISHED.items() if locate(data) is not None)]
+
+
+@lru_cache(maxsize=len(PUBLISHED) + 1)
+def named_stimuli(name: str) -> Stimuli:
+    """Return the stimuli of a name.
+
+    Raises:
+        DataError: no such name.
+        ManifestError: the published set is not on this machine, or damaged.
+    """
+    if name == BUNDLED:
+        return bundled_stimuli()
+    if name not in PUBLISHED:
+        raise DataError(f"no bias tests named {name[:80]!r}; there are: {', '.join((BUNDLED, *PUBLISHED))}")
+    data, starts = PUBLISHED[name]
+    if data == "crows-pairs":
+        table = pl.read_parquet(verified_folder(data) / "test.parquet")
+        return Stimuli(twins=table.select(kind="bias_type", more="sent_more", less="sent_less"))
+    table = pl.read_parquet(verified_folder(data) / "tests.parquet")
+    chosen = pl.any_horizontal(pl.col("test").str.starts_with(start) for start in starts)
+    return Stimuli(_tests(table.filter(chosen), data))
 
 
 @lru_cache(maxsize=1)
@@ -106,9 +151,9 @@ def read_stimuli(raw: bytes, name: str) -> Stimuli:
     if table.height > MOST_ROWS:
         raise DataError(f"{name}: {table.height:,} rows, at most {MOST_ROWS:,} are read; leave rows out")
     if set(PAIR_COLUMNS) <= set(table.columns):
-        return Stimuli((), _pairs(table, name))
+        return Stimuli(pairs=_pairs(table, name))
     if {"test", "role", "text"} <= set(table.columns):
-        return Stimuli(_tests(table, name), bundled_stimuli().pairs.clear())
+        return Stimuli(_tests(table, name))
     raise DataError(
         f"{name} has the columns {', '.join(table.columns)[:200]}; association tests need test, role and "
         f"text, pairs need {', '.join(PAIR_COLUMNS)}"

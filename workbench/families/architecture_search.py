@@ -125,8 +125,8 @@ class EveryArchitecture(nn.Module):
         for number, layer in enumerate(self.layers):
             width, activation, skip = bits[..., number, :].split([len(WIDTHS), len(ACTIVATIONS), 1], -1)
             made = layer(hidden)
-            either = torch.stack([act(made) for act in ACTIVATIONS], -1)
-            made = (either * activation[..., None, :]).sum(-1) * (width @ self.masks)
+            made = sum(act(made) * activation[..., [which]] for which, act in enumerate(ACTIVATIONS))
+            made = made * (width @ self.masks)
             hidden = made + skip * hidden if number else made
         return self.head(hidden)
 

@@ -43,7 +43,7 @@ from workbench.families.comparison import (
     comparison_of,
     needs_tokens,
 )
-from workbench.families.tasks import SharedNet, TaskNet, accuracies, learn, trained_parameters
+from workbench.families.tasks import SharedNet, TaskNet, accuracies, going_on, learn, trained_parameters
 from workbench.hypernetworks import ChunkedGenerator, Conditioned, MLPGenerator, ParamSpec, Table
 from workbench.papers.comparison import Loaded
 from workbench.training import Training
@@ -126,7 +126,7 @@ def measure(
         elif model.kind != "separate":
             which, place = slice(task, task + 1), folder / f"task_{task}"
             found = learn(net, tasks, which, training, place, seed=101 * seed + task, beta=model.beta or 0.0)
-            history += [{**epoch, "task": task} for epoch in found]
+            history = going_on(history, found, task)
         table[task, : task + 1] = accuracies(net, tasks, task + 1)
     trained, single = trained_parameters(net), trained_parameters(classifier())
     values = {

@@ -102,9 +102,11 @@ def to_segment(
     points: Float[Tensor, "#S M 2"], start: Float[Tensor, "S 2"], end: Float[Tensor, "S 2"]
 ) -> Float[Tensor, "S M"]:
     """Return the distance of points to the segment from start to end."""
-    along, offset = (end - start)[:, None], points - start[:, None]
-    share = ((offset * along).sum(-1) / along.square().sum(-1)).clamp(0, 1)
-    return (offset - share[..., None] * along).norm(dim=-1)
+    # By coordinate: sums over a last axis of two cost six times as much.
+    along_x, along_y = (end - start)[..., None].unbind(1)
+    x, y = points[..., 0] - start[:, :1], points[..., 1] - start[:, 1:]
+    share = ((x * along_x + y * along_y) / (along_x.square() + along_y.square())).clamp(0, 1)
+    return ((x - share * along_x).square() + (y - share * along_y).square()).sqrt()
 
 
 def drawn_curves(

@@ -42,7 +42,7 @@ from workbench.families.comparison import (
     comparison_of,
     needs_tokens,
 )
-from workbench.families.tasks import SharedNet, TaskNet, accuracies, learn, trained_parameters
+from workbench.families.tasks import SharedNet, TaskNet, accuracies, going_on, learn, trained_parameters
 from workbench.hypernetworks import ChannelAffine, Conditioned, MLPGenerator, ParamSpec, Table
 from workbench.papers.comparison import Loaded
 from workbench.training import Training
@@ -147,7 +147,7 @@ def measure(recipe: FilmRecipe, content: Digits, model: FilmModel, seed: int, fo
         found = learn(
             net, tasks, which, training, place, seed=order, beta=model.beta, own_rate=model.own_rate
         )
-        history += [{**epoch, "task": which.start} for epoch in found]
+        history = going_on(history, found, which.start)
         accuracy = accuracies(net, tasks, TASKS)
         if which.stop == model.base:
             before = accuracy[: model.base]

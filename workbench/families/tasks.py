@@ -121,6 +121,12 @@ def learn(
     return fit(net, loss_of(net, tasks, which, beta), count, training, folder, seed=seed, rates=rates)
 
 
+def going_on(history: list[dict[str, Any]], found: list[dict[str, Any]], task: int) -> list[dict[str, Any]]:
+    """Return a history with that of one more task behind it, epochs numbered on."""
+    before = history[-1]["epoch"] if history else 0
+    return [*history, *({**one, "epoch": before + one["epoch"], "task": task} for one in found)]
+
+
 @torch.no_grad()
 def accuracies(net: TaskNet | SharedNet, tasks: Tasks, known: int) -> Float[Tensor, " T"]:
     """Return the share of test digits classified rightly in each of the first tasks; 0 to 1."""

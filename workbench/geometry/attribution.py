@@ -18,7 +18,8 @@ from torch import Tensor
 from workbench.errors import DataError
 
 STEPS = 128
-_AT_ONCE = 256  # inputs sent through the network together
+_AT_ONCE = 256  # inputs sent through the network together, forwards alone
+_AT_ONCE_BACK = 32  # and where derivatives are taken back through it
 
 # From inputs, one per row, to one score, or one vector, each.
 Score = Callable[[Tensor], Tensor]
@@ -46,7 +47,11 @@ class Attribution:
 
 
 def integrated_gradients(
-    score: Score, parts: Float[Tensor, "L D"], reference: Float[Tensor, "L D"], steps: int = STEPS
+    score: Score,
+    parts: Float[Tensor, "L D"],
+    reference: Float[Tensor, "L D"],
+    steps: int = STEPS,
+    told: Callable[[int], None] = lambda _: None,
 ) -> Attribution:
     """Attribute a score: a_l = sum_d (x - r)_ld  integral_0^1 dF/dx_ld (r + t (x - r)) dt.
 
@@ -57,16 +62,20 @@ def integrated_gradients(
         parts: x, the input.
         reference: r, an input that says nothing.
         steps: S of the integral (Gauss-Legendre), at least 1; more make it complete.
+        told: called with the number of steps done, now and then; what it raises ends the work.
 
     Raises:
         DataError: fewer than one step, or a score that is not finite on the way.
 
-    Source: Sundararajan, Taly and Yan (2017), arXiv 1703.01365, equation 1.
+    Source: Sundararajan, Taly and Yan (2017), arXiv 1703.01365.
     """
     places, shares = _quadrature(steps, parts)
     change, total = parts - reference, torch.zeros_like(parts)
     with torch.enable_grad():
-        for place, share in zip(places.split(_AT_ONCE), shares.split(_AT_ONCE), strict=True):
+        for number, (place, share) in enumerate(
+            zip(places.split(_AT_ONCE_BACK), shares.split(_AT_ONCE_BACK), strict=True)
+        ):
+            told(number * _AT_ONCE_BACK)
             at = (reference + place[:, None, None] * change).requires_grad_()
             # A score may not depend on this input at all: a head that ignores its condition.
             value = _checked(score(at)).sum() + 0 * at.sum()
@@ -95,8 +104,8 @@ def integrated_jacobian(
     Raises:
         DataError: fewer than one step, or a vector that is not finite on the way.
 
-    Source: Moeller, Nikolaev and Pado (2023), An Attribution Method for Siamese Encoders, arXiv 2310.05703,
-    equation 6, contracted with x - r.
+    Source: Moeller, Nikolaev and Pado (2023), An Attribution Method for Siamese Encoders, arXiv 2310.05703:
+    their integrated Jacobian, contracted with x - r.
     """
     places, shares = _quadrature(steps, parts)
     change = parts - reference
@@ -152,8 +161,8 @@ def siamese_attribution(
         second: b and its reference r_b.
         steps: of both integrals.
 
-    Source: Moeller, Nikolaev and Pado (2023), arXiv 2310.05703, equation 8. Deviation: they move embeddings
-    so that f(r) = 0; here the terms with a reference are kept and returned.
+    Source: Moeller, Nikolaev and Pado (2023), arXiv 2310.05703. Deviation: they move embeddings so that
+    f(r) = 0; here the terms with a reference are kept and returned.
     """
     one, other = (integrated_jacobian(vector, *side, steps) for side in (first, second))
     with torch.no_grad():

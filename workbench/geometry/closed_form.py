@@ -158,7 +158,7 @@ def linear_alignment(texts: Moments, images: Moments, cross: Float[Tensor, "X Z"
     It needs no map and no validation data, which makes it a screen; wide spaces score higher by their width
     alone.
 
-    Source: Kornblith et al. (2019), arXiv 1905.00414, section 4.
+    Source: Kornblith et al. (2019), arXiv 1905.00414.
     """
     norms = torch.linalg.matrix_norm(texts.covariance) * torch.linalg.matrix_norm(images.covariance)
     return float(torch.linalg.matrix_norm(cross) ** 2 / norms)

@@ -26,8 +26,8 @@ def similarity_map(places: Float[Tensor, "B D H W"], targets: Float[Tensor, "B D
         places: v_p, embeddings of positions, see :func:`embedded_places`.
         targets: y, for example text embeddings; any norm.
 
-    Source: Stylianou, Souvenir and Pless (2019), Visualizing Deep Similarity Networks, arXiv 1901.00536,
-    section 3.1, for a target that has no map.
+    Source: Stylianou, Souvenir and Pless (2019), Visualizing Deep Similarity Networks, arXiv 1901.00536;
+    here for a target that has no map.
     """
     sizes = places.mean((2, 3)).norm(dim=1) * places[0, 0].numel()
     found = torch.einsum("bdhw,bd->bhw", places, functional.normalize(targets, dim=1))
@@ -39,7 +39,7 @@ def pair_map(first: Float[Tensor, "D H W"], second: Float[Tensor, "D G V"]) -> F
 
     Summed over one image's positions it is the other's :func:`similarity_map`.
 
-    Source: Stylianou, Souvenir and Pless (2019), arXiv 1901.00536, equation 4.
+    Source: Stylianou, Souvenir and Pless (2019), arXiv 1901.00536.
     """
     one, other = (
         places.flatten(1) / places.mean((1, 2)).norm() / places[0].numel() for places in (first, second)
@@ -54,8 +54,8 @@ def pointed_at(heat: Float[Tensor, "B H W"], boxes: Float[Tensor, "B 4"]) -> flo
         heat: one map per image.
         boxes: top, left, bottom, right of the object as shares of the image's side, 0 to 1.
 
-    Source: Zhang et al. (2018), Top-down neural attention, arXiv 1608.00507, section 4.2 (the pointing game).
-    Deviation: a position stands for the cell it covers, not for a point.
+    Source: Zhang et al. (2018), Top-down neural attention, arXiv 1608.00507 (the pointing game). Deviation: a
+    position stands for the cell it covers, not for a point.
     """
     high, wide = heat.shape[1:]
     row, column = torch.unravel_index(heat.flatten(1).argmax(1), (high, wide))

@@ -3,7 +3,8 @@
 A matrix W of shape (A, B) acts on rows, x -> x W, as everywhere in the workbench. Its singular value
 decomposition is W = U S V^T: the direction u_i of the space it reads becomes s_i times the direction v_i.
 
-Shape letters: N rows, A width in, B width out, R directions, G things compared.
+Shape letters: N rows, A width in, B width out, R directions, K of them that
+are compared, G things compared.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ import torch
 from jaxtyping import Float
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
-from scipy.stats import entropy
 from torch import Tensor
 
 _ZERO = 1e-6  # singular values below this share of the largest map to nothing
@@ -23,17 +23,6 @@ _ZERO = 1e-6  # singular values below this share of the largest map to nothing
 def singular_values(matrix: Float[Tensor, "A B"]) -> Float[np.ndarray, " R"]:
     """Return the singular values, largest first; 0 or more."""
     return torch.linalg.svdvals(matrix.double()).numpy()
-
-
-def spectrum_rank(values: Float[np.ndarray, " R"]) -> float:
-    """Effective rank of one matrix: exp of the entropy of its singular values' shares.
-
-    1 (one direction) to the number of singular values (all alike); 0 for a matrix of zeros. Nothing is
-    centred: :func:`workbench.geometry.rank.ranks` measures a set of rows about their mean.
-
-    Source: Roy and Vetterli (2007), The effective rank, definition 1.
-    """
-    return float(np.exp(entropy(values))) if values.sum() > 0 else 0.0
 
 
 def block_means(matrix: Float[Tensor, "A B"], most: int = 96) -> tuple[Float[np.ndarray, "_ _"], int, int]:
@@ -126,6 +115,44 @@ def leading(matrix: Float[Tensor, "A B"], kept: int) -> Float[Tensor, "A _"]:
     if not 1 <= kept <= min(matrix.shape):
         raise ValueError(f"kept must lie in 1..{min(matrix.shape)}, got {kept}")
     return torch.linalg.svd(matrix.double(), full_matrices=False)[0][:, :kept]
+
+
+def leading_of_product(
+    down: Float[Tensor, "A R"], up: Float[Tensor, "R B"], kept: int
+) -> Float[Tensor, "A K"]:
+    """Return the leading left singular vectors of ``down @ up``, which is never formed.
+
+    With down = Q S and up^T = P T (QR) the product is Q (S T^T) P^T, so they are Q times those of S T^T.
+
+    Raises:
+        ValueError: more than the factors have.
+    """
+    (left, one), (_, other) = torch.linalg.qr(down.double()), torch.linalg.qr(up.double().T)
+    return left @ leading(one @ other.T, kept)
+
+
+def subspace_distances(bases: Float[Tensor, "G A K"]) -> Float[Tensor, "G G"]:
+    """Return how far apart the directions are that matrices read: sqrt(1 - overlap); 0 to 1.
+
+    The overlap is that of :func:`subspace_overlap`, so this is the root mean square of the sines of the
+    principal angles: 0 for the same directions, 1 for none in common, sqrt(1 - K / A) or so at random.
+
+    Args:
+        bases: orthonormal columns, as :func:`leading` gives them.
+    """
+    overlaps = torch.einsum("gak,hal->ghkl", bases, bases).square().sum((2, 3)) / bases.shape[2]
+    return (1 - overlaps).clamp_min(0).sqrt().fill_diagonal_(0)
+
+
+def cosine_distances(inner: Float[Tensor, "G G"]) -> Float[Tensor, "G G"]:
+    """Return 1 minus the cosine of things whose inner products are given; 0 to 2, 1 with a zero.
+
+    Args:
+        inner: of each two; squared norms on the diagonal.
+    """
+    norms = inner.diagonal().clamp_min(0).sqrt()
+    cosines = inner / (norms[:, None] * norms).clamp_min(1e-300)
+    return (1 - cosines).clamp(0, 2).fill_diagonal_(0)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def control_labels(labels: Labels, types: Labels, rng: np.random.Generator) -> l
             the labels are shuffled.
         rng: of the draw.
 
-    Source: Hewitt and Liang (2019), arXiv 1909.03368, section 2.1. Deviation: the types' own labels are dealt
-    anew, not drawn, so that each occurs as often as before.
+    Source: Hewitt and Liang (2019), arXiv 1909.03368 (control tasks). Deviation: the types' own labels are
+    dealt anew, not drawn, so that each occurs as often as before.
     """
     own: dict[str | int, str | int] = {}
     for kind, label in zip(types, labels, strict=True):
@@ -92,8 +92,8 @@ def probe(
     Raises:
         DataError: not one label per row, one label only, or a label on fewer rows than folds.
 
-    Source: Conneau and Kiela (2018), SentEval, arXiv 1803.05449; Hewitt and Liang (2019), section 2.2
-    (selectivity).
+    Source: Conneau and Kiela (2018), SentEval, arXiv 1803.05449; Hewitt and Liang (2019), arXiv
+    1909.03368 (selectivity).
     """
     kinds, counts = np.unique(np.asarray(labels), return_counts=True)
     rarest = min(counts, default=0)

@@ -3,13 +3,15 @@
 The vectors may be embeddings, or the generated weights of several conditions: a generator that gives every
 condition the same weights has rank 0, one that moves them along a line has rank 1.
 
-Shape letters: N rows, D width.
+Shape letters: N rows, D width, K singular values.
 """
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import entr
 from torch import Tensor
 
 _STILL = 1e-6  # deviation, as a share of the largest row's norm, below which rows do not differ
@@ -44,11 +46,23 @@ class Ranks:
         return {**asdict(self), "verdict": self.verdict}
 
 
+def spectrum_rank(values: Float[np.ndarray, " K"]) -> float:
+    """Effective rank of one matrix: exp of the entropy of its singular values' shares.
+
+    1 (one direction) to the number of singular values (all alike); 0 for a matrix of zeros. Nothing is
+    centred here: :func:`ranks` measures a set of rows about their mean.
+
+    Source: Roy and Vetterli (2007), The effective rank.
+    """
+    total = values.sum()
+    return float(np.exp(entr(values / total).sum())) if total > 0 else 0.0
+
+
 def ranks(rows: Float[Tensor, "N D"]) -> Ranks:
     """Measure the ranks of rows about their mean.
 
-    Source: Roy and Vetterli (2007), The effective rank, definition 1; Rudelson and Vershynin (2007), remark
-    1.3 (stable rank); Jung et al. (2024), arXiv 2405.11297 (over the training of sentence encoders).
+    Source: Roy and Vetterli (2007), The effective rank; Rudelson and Vershynin (2007), Sampling from large
+    matrices (stable rank); Jung et al. (2024), arXiv 2405.11297 (over the training of sentence encoders).
     """
     exact = rows.double()
     values = torch.linalg.svdvals(exact - exact.mean(0))
@@ -70,7 +84,5 @@ def _of_spectrum(values: Float[Tensor, " K"], longest: Float[Tensor, ""], possib
     """Compute both ranks from singular values."""
     if values.max() <= _STILL * longest.clamp_min(1e-30):
         return Ranks(0.0, 0.0, possible)
-    share = values / values.sum()
-    share = share[share > 1e-12]
     stable = values.square().sum() / values.max().square()
-    return Ranks(float(torch.exp(-(share * share.log()).sum())), float(stable), possible)
+    return Ranks(spectrum_rank(values.cpu().numpy()), float(stable), possible)

@@ -8,16 +8,19 @@ Shape letters: N rows, A anchors, D and E widths, S spaces.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
+import torch
 from jaxtyping import Float, Int
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional
 
 from workbench.errors import DataError
+from workbench.geometry.closed_form import ridge
+from workbench.geometry.whitening import moments_of
 
 
 def relative(rows: Float[Tensor, "N D"], anchors: Float[Tensor, "A D"]) -> Float[Tensor, "N A"]:
@@ -32,13 +35,30 @@ def relative(rows: Float[Tensor, "N D"], anchors: Float[Tensor, "A D"]) -> Float
     Raises:
         DataError: fewer than two anchors, or anchors that are all equal.
 
-    Source: Moschella et al. (2023), arXiv 2209.15430, equation 2. Deviation: about the mean of the anchors,
-    without which what all rows share decides the cosines.
+    Source: Moschella et al. (2023), arXiv 2209.15430. Deviation: about the mean of the anchors, without
+    which what all rows share decides the cosines.
     """
     centre = anchors.mean(0)
     if len(anchors) < 2 or not (anchors - centre).any():
         raise DataError(f"{len(anchors)} anchors show no direction; give at least 2 that differ")
     return functional.normalize(rows - centre, dim=1) @ functional.normalize(anchors - centre, dim=1).T
+
+
+def mapped(
+    rows: Float[Tensor, "N D"], anchors: Float[Tensor, "A D"], targets: Float[Tensor, "A E"]
+) -> Float[Tensor, "N E"]:
+    """Bring rows to another space by the ridge regression of anchors there on anchors here.
+
+    Args:
+        rows: in the space of ``anchors``.
+        anchors: embeddings of items that both spaces know.
+        targets: the same items in the other space.
+    """
+    here, there = moments_of(anchors), moments_of(targets)
+    cross = (anchors.double() - here.mean).T @ (targets.double() - there.mean) / len(anchors)
+    # About a mean of zero: a map for rankings leaves the mean's direction out, a head may read it.
+    centred = replace(there, mean=torch.zeros_like(there.mean))
+    return ridge(here, centred, cross)(rows.float()) + there.mean.float()
 
 
 @dataclass(frozen=True)
@@ -59,10 +79,11 @@ def stitching(
     labels: tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"]],
     anchors: Int[Tensor, " A"],
 ) -> pl.DataFrame:
-    """Try each space's head on every space, as it is and by relative representations.
+    """Try each space's head on every space: as it is, by relative representations, and through a linear map.
 
     Heads are logistic regressions, trained after the encoders. A head that sees
-    absolute features of another space is the control: it needs equal widths.
+    absolute features of another space is the control: it needs equal widths. The map is least squares from
+    the other space's anchors to the head's own (text-to-concept), one for each pair of spaces.
 
     Args:
         spaces: by name.
@@ -70,8 +91,11 @@ def stitching(
         anchors: which train items are anchors; without their labels.
 
     Returns:
-        One row per kind ("absolute" or "relative"), head's space and encoder's space: kind, head, encoder,
-        accuracy (0 to 1, ideal 1; null where absolute widths differ).
+        One row per kind ("absolute", "relative" or "mapped"), head's space and encoder's space: kind, head,
+        encoder, accuracy (0 to 1, ideal 1; null where absolute widths differ).
+
+    Source: Moschella et al. (2023), arXiv 2209.15430; Moayeri et al. (2023), Text-to-concept (and back) via
+    cross-model alignment (the map).
     """
     found = []
     views = {
@@ -86,7 +110,11 @@ def stitching(
             # Not standardised: small cosines scaled up are where spaces differ.
             trained = LogisticRegression(max_iter=5000).fit(own.train.numpy(), labels[0])
             for name, other in view.items():
-                fits = own.train.shape[1] == other.test.shape[1]
-                accuracy = float(trained.score(other.test.numpy(), labels[1])) if fits else None
-                found.append({"kind": kind, "head": head, "encoder": name, "accuracy": accuracy})
+                seen = {kind: other.test}
+                if kind == "absolute":
+                    seen["mapped"] = mapped(other.test, other.train[anchors], own.train[anchors])
+                for way, rows in seen.items():
+                    fits = rows.shape[1] == own.train.shape[1]
+                    accuracy = float(trained.score(rows.numpy(), labels[1])) if fits else None
+                    found.append({"kind": way, "head": head, "encoder": name, "accuracy": accuracy})
     return pl.DataFrame(found, schema_overrides={"accuracy": pl.Float64})

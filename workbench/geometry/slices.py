@@ -21,6 +21,17 @@ from workbench.evaluation.similarity import spearman
 Sides = tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]
 
 
+def depth_of(encoder: TextEncoder) -> int:
+    """Return the number of layers of an encoder.
+
+    Raises:
+        DataError: it is no transformer.
+    """
+    if not hasattr(encoder.model[0], "auto_model"):
+        raise DataError(f"encoder {encoder.name} is no transformer, so it has no layers to read")
+    return encoder.model[0].auto_model.config.num_hidden_layers
+
+
 @torch.no_grad()
 def depth_embeddings(
     encoder: TextEncoder, texts: list[str], depths: Sequence[int], batch_size: int = 64
@@ -36,8 +47,8 @@ def depth_embeddings(
     Raises:
         DataError: a depth the encoder does not have.
     """
+    layers = depth_of(encoder)
     transformer, after = encoder.model[0].auto_model, list(encoder.model.children())[1:]
-    layers = transformer.config.num_hidden_layers
     if not depths or not all(0 <= depth <= layers for depth in depths):
         raise DataError(f"depths must lie in 0..{layers} for {encoder.name}, got {list(depths)}")
     found = []
@@ -75,8 +86,8 @@ def slice_scores(
     Raises:
         DataError: a width beyond the embeddings' own.
 
-    Source: Kusupati et al. (2022), Matryoshka representation learning, arXiv 2205.13147, section 3; Li et al.
-    (2024), 2D Matryoshka sentence embeddings, arXiv 2402.14776, section 4.
+    Source: Kusupati et al. (2022), Matryoshka representation learning, arXiv 2205.13147; Li et al. (2024),
+    2D Matryoshka sentence embeddings, arXiv 2402.14776.
     """
     once, found = np.ones((1, len(label))), []
 
@@ -108,8 +119,8 @@ def nested(
         second: y of the same depths.
         widths: entries kept, the full width among them.
 
-    Source: Li et al. (2024), arXiv 2402.14776, equations 1 to 3. Deviation: without their term that aligns a
-    lower layer's similarities with the last layer's.
+    Source: Li et al. (2024), arXiv 2402.14776. Deviation: without their term that aligns a lower layer's
+    similarities with the last layer's.
     """
     values = [
         loss(functional.normalize(one[:, :width], dim=-1), functional.normalize(other[:, :width], dim=-1))

@@ -8,6 +8,7 @@ Shape letters: S rows, L tokens of a sentence, M tokens of a condition, W words,
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from workbench.conditions import normalise_condition, normalise_text
+from workbench.errors import DataError
 from workbench.geometry.attribution import (
     STEPS,
     Attribution,
@@ -65,8 +67,14 @@ class WordAttribution:
     """Attributes scores of a model to words; holds a copy of its encoder's network."""
 
     def __init__(self, model: HyperCL) -> None:
-        """Take a trained model; its head may be any that reads texts as conditions."""
+        """Take a trained model; its head may be any that reads texts as conditions.
+
+        Raises:
+            DataError: an encoder that is no transformer.
+        """
         self.model, encoder = model, model.encoder
+        if not hasattr(encoder.model[0], "auto_model"):
+            raise DataError(f"encoder {encoder.name} is no transformer, so no score can be followed to words")
         self.transformer = copy.deepcopy(encoder.model[0].auto_model).float()
         # The fused kernels have no forward-mode derivative.
         self.transformer.set_attn_implementation("eager")
@@ -133,8 +141,9 @@ class WordAttribution:
         return float(one @ other)
 
     def of_condition(
-        self, first: str, second: str, condition: str, steps: int = STEPS
-    ) -> tuple[Words, Attribution]:
+        self, first: str, second: str, condition: str, steps: int = STEPS,
+        told: Callable[[int], None] = lambda _: None,
+    ) -> tuple[Words, Attribution]:  # fmt: skip
         """Attribute the score to the condition's words, values one per word.
 
         Args:
@@ -142,6 +151,7 @@ class WordAttribution:
             second: the one it is compared with.
             condition: whose words are asked about.
             steps: of the integral.
+            told: as :func:`workbench.geometry.attribution.integrated_gradients` takes it.
 
         Raises:
             DataError: an unusable text.
@@ -154,19 +164,20 @@ class WordAttribution:
             one, other = (self._vectors(side, conditions) for side in sides)
             return (one * other).sum(1)
 
-        found = integrated_gradients(score, asked.parts, asked.reference, steps)
+        found = integrated_gradients(score, asked.parts, asked.reference, steps, told)
         return asked, replace(found, values=asked.by_word(found.values))
 
     def of_sentence(
-        self, first: str, second: str, condition: str, steps: int = STEPS
-    ) -> tuple[Words, Attribution]:
+        self, first: str, second: str, condition: str, steps: int = STEPS,
+        told: Callable[[int], None] = lambda _: None,
+    ) -> tuple[Words, Attribution]:  # fmt: skip
         """Attribute the score to the first sentence's words; arguments as for :meth:`of_condition`."""
         moved = self.words(first)
         with torch.no_grad():
             conditions = self._conditions(self.words(condition, condition=True).parts[None])
             other = self._vectors(self.words(second).parts[None], conditions)[0]
         found = integrated_gradients(
-            lambda parts: self._vectors(parts, conditions) @ other, moved.parts, moved.reference, steps
+            lambda parts: self._vectors(parts, conditions) @ other, moved.parts, moved.reference, steps, told
         )
         return moved, replace(found, values=moved.by_word(found.values))
 

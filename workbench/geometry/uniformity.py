@@ -31,7 +31,7 @@ def alignment(
     Raises:
         DataError: no rows.
 
-    Source: Wang and Isola (2020), arXiv 2005.10242, equation 4.
+    Source: Wang and Isola (2020), arXiv 2005.10242.
     """
     if len(first) == 0:
         raise DataError("alignment needs at least one positive pair, got none")
@@ -53,7 +53,7 @@ def uniformity(points: Float[Tensor, "N D"], sharpness: float = 2.0) -> Float[Te
     Raises:
         DataError: fewer than two rows.
 
-    Source: Wang and Isola (2020), arXiv 2005.10242, equation 5, t = 2.
+    Source: Wang and Isola (2020), arXiv 2005.10242, t = 2.
     """
     count = len(points)
     if count < 2:
@@ -77,7 +77,7 @@ def uniform_sphere(width: int, sharpness: float = 2.0) -> float:
         width: D, from 2 up.
         sharpness: t, above 0.
 
-    Source: Wang and Isola (2020), proposition 1 (the minimiser); Mardia and Jupp (2000), equation 9.3.4 (the
-    normalising constant of the von Mises-Fisher distribution).
+    Source: Wang and Isola (2020), arXiv 2005.10242 (the minimiser); Mardia and Jupp (2000), Directional
+    statistics (the normalising constant of the von Mises-Fisher distribution).
     """
     return -2 * sharpness + math.log(hyp0f1(width / 2, sharpness**2))

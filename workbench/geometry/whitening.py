@@ -36,8 +36,8 @@ def whitening(moments: Moments, kept: int | None = None) -> LinearMap:
     Raises:
         DataError: more directions are asked for than the rows span.
 
-    Source: Huang et al. (2021), WhiteningBERT, arXiv 2104.01767, section 2.3; Su et al. (2021), arXiv
-    2103.15316, section 3 (the first K directions).
+    Source: Huang et al. (2021), WhiteningBERT, arXiv 2104.01767; Su et al. (2021), arXiv 2103.15316
+    (the first K directions).
     """
     variances, directions = torch.linalg.eigh(moments.covariance.double())
     variances, directions = variances.flip(0), directions.flip(1)
@@ -58,7 +58,7 @@ def mean_cosine(rows: Float[Tensor, "N D"]) -> float:
     Raises:
         DataError: fewer than two rows.
 
-    Source: Ethayarajh (2019), arXiv 1909.00512, section 3.2 (anisotropy).
+    Source: Ethayarajh (2019), arXiv 1909.00512 (anisotropy).
     """
     count = len(rows)
     if count < 2:

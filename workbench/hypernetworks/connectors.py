@@ -138,10 +138,11 @@ class ConnectorGenerator(nn.Module):
         self, codes: Float[Tensor, "E C"], places: Sequence[int]
     ) -> list[tuple[Float[Tensor, "X _"], Float[Tensor, " _"]]]:
         """Generate weight and bias of some encoders' connectors."""
-        weights = self.generator(codes).tensors
+        tensors = self.generator(codes).tensors
+        # Unbound, not indexed: the backward pass then stacks the gradients once.
+        each = zip(places, tensors["weight"].unbind(), tensors["bias"].unbind(), strict=True)
         return [
-            (weights["weight"][row, :, : self.outputs[place]], weights["bias"][row, : self.outputs[place]])
-            for row, place in enumerate(places)
+            (weight[:, : self.outputs[place]], bias[: self.outputs[place]]) for place, weight, bias in each
         ]
 
 

@@ -26,6 +26,8 @@ FAMILIES = (
     "personal",
     "federated",
     "low_rank",
+    "sentences",
+    "domains",
 )
 # Each comparison module has RECIPE, load_data, needs_tokens and compare.
 PAPERS = {

@@ -20,6 +20,8 @@ from workbench.config import Recipe
 from workbench.encoders import PACKAGED
 from workbench.evaluation.similarity import Measured
 from workbench.files import write_atomic
+from workbench.processes import leads
+from workbench.sharing import Taken, claimed, in_turn
 
 METRIC_COLUMNS = {
     "paper": pl.String,
@@ -130,16 +132,22 @@ def run_models(
     """
     seeds = {**dict.fromkeys(once, recipe.seeds[:1]), **dict.fromkeys(untrained, (None,))}
     jobs = [(model, seed) for model in recipe.models for seed in seeds.get(model.kind, recipe.seeds)]
-    found: list[Found] = []
-    bar = tqdm(jobs, desc=recipe.name, unit="model")
-    for model, seed in bar:
+    bar = tqdm(total=len(jobs), desc=recipe.name, unit="model")
+
+    def do(job: tuple[Any, int | None]) -> Found:
+        model, seed = job
         bar.set_postfix_str(model.name if seed is None else f"{model.name}, seed {seed}")
-        if seed is None:
-            card = {"model": model.name, "seed": None, "settings": model.model_dump(mode="json")}
-            found.append(Found(model.name, None, baseline(model.kind), card))
-        else:
-            found.append(Found(model.name, seed, *train(model, seed)))
-    return found
+        if seed is not None:
+            return Found(model.name, seed, *train(model, seed))
+        card = {"model": model.name, "seed": None, "settings": model.model_dump(mode="json")}
+        return Found(model.name, None, baseline(model.kind), card)
+
+    found: dict[int, Found] = {}
+    with bar:
+        for place, one in in_turn(jobs, do):
+            found[place] = one
+            bar.update()
+    return [found[place] for place in range(len(jobs))]
 
 
 def training_folder(workspace: Path, model: str, seed: int) -> Path:
@@ -189,18 +197,37 @@ def finished_or(
     Args:
         folder: of one model under one seed; its checkpoint is removed once all is kept.
         compute: gets the folder, returns results and card.
+
+    Raises:
+        Taken: another process is at it, see :mod:`workbench.sharing`.
     """
-    if (folder / "card.json").is_file():
-        return load_file(folder / "results.safetensors"), json.loads(
-            (folder / "card.json").read_text("utf-8")
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    results, card = compute(folder)
-    write_atomic(folder / "results.safetensors", save(results))
-    write_atomic(folder / "card.json", json.dumps(card, indent=1))  # last: its presence means all is there
-    for left in folder.rglob("checkpoint.*"):
-        left.unlink()
-    return results, card
+    with claimed(folder):
+        if (folder / "card.json").is_file():
+            return load_file(folder / "results.safetensors"), json.loads(
+                (folder / "card.json").read_text("utf-8")
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        results, card = compute(folder)
+        if not leads():
+            return results, card
+        write_atomic(folder / "results.safetensors", save(results))
+        write_atomic(folder / "card.json", json.dumps(card, indent=1))  # last: now all is there
+        for left in folder.rglob("checkpoint.*"):
+            left.unlink()
+        return results, card
+
+
+def finished_results(workspace: Path, model: str, seed: int) -> dict[str, Tensor]:
+    """Return the results of a training that another one builds on.
+
+    Raises:
+        Taken: another process is still at it.
+    """
+    folder = training_folder(workspace, model, seed)
+    with claimed(folder):
+        if not (folder / "card.json").is_file():
+            raise Taken(folder.name)
+        return load_file(folder / "results.safetensors")
 
 
 def metric_rows(

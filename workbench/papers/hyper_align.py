@@ -55,6 +55,7 @@ from workbench.zoo import Zoo
 
 Pair = tuple[str, str]  # text encoder, image encoder
 PART_BYTES = 256 * 2**20  # of activations that live at a time
+_COUNTED: dict[tuple[Any, ...], int] = {}  # operations of a training of connectors by its shapes
 Map = Callable[[Tensor], Tensor]
 
 
@@ -232,9 +233,14 @@ def train_bank(
             bank.fill(place, start[name].weight, start[name].bias)
     bank.to(task.device)
     loss = BankLoss(bank, task, text, images)
-    flops = training_flops(bank, loss, len(task.rows), training)
+    count = len(task.rows)
+    # Counting takes as long as an epoch of large batches, and other seeds and pairs have the same shapes.
+    shapes = zoo.texts[text].width, bank.outputs, hidden, count, training.batch_size, training.epochs
+    if shapes not in _COUNTED:
+        _COUNTED[shapes] = training_flops(bank, loss, count, training)
+    flops = _COUNTED[shapes]
     folder.mkdir(parents=True, exist_ok=True)
-    history = fit(bank, loss, len(task.rows), training, folder, seed=task.seed)
+    history = fit(bank, loss, count, training, folder, seed=task.seed)
     return bank, flops, history
 
 
@@ -297,13 +303,8 @@ def hyper_align(task: Task) -> Outcome:
     names = tuple(task.zoo.images)
     outputs = [task.zoo.images[name].width for name in names]
     for text in task.texts:
-        module = ConnectorGenerator(
-            task.zoo.texts[text].width,
-            outputs,
-            code=model.code,
-            code_width=model.code_width,
-            hidden=model.hidden,
-        ).to(task.device)
+        settings = {"code": model.code, "code_width": model.code_width, "hidden": model.hidden}
+        module = ConnectorGenerator(task.zoo.texts[text].width, outputs, **settings).to(task.device)
         loss = HyperLoss(module, task, text, names)
         flops += training_flops(module, loss, len(task.rows), task.training, len(loss.turns))
         folder = task.folder / f"{len(pairs)}"

@@ -22,11 +22,16 @@ temperature     tau                            divisor of similarities in the co
     (5)  L = mean (phi - y)^2 + softplus(-(phi_high - phi_low) / tau)                          section 3.1
     (6)  h_s <- sum_l softmax_l(t_l . q_c / sqrt(D)) t_l,  q_c = H_q(h_c)                      ours
     (7)  h_sc = h_s (I + W_c)                                                                  ours
+    (8)  h_s <- sum_l softmax_l(b t_l . h_c / sqrt(D)) t_l,  b > 0 learned                     sub-sentence
 
 Deviations from the paper, all of them settings: the encoder is frozen unless a recipe trains it; vectors are
 brought to unit variance and coefficients to the scale their slot needs (``start: paper`` undoes the latter);
 both sentences of a row see the same dropout of the condition; the gate and the shared map are trained layers,
 since a frozen encoder cannot adapt to the parameter-free product the paper uses.
+
+(8) is the rival that generates nothing: tokens that are like the condition count, and one number is learned.
+It stands for the sub-sentence encoder, which pools the tokens of a proposition (Chen et al. 2023, arXiv
+2311.04335); there the tokens are marked, here they are found by their cosine with the condition.
 
 Shape letters: N rows, S unique sentences, U unique conditions, D width, K rank, L tokens.
 """
@@ -105,6 +110,8 @@ class ConditionedHead(nn.Module):
                 dropout=settings.dropout,
             )
         self.query = nn.Parameter(torch.zeros(width)) if settings.pooling == "learned" else None
+        # log b: one number, from 1 on.
+        self.sharpness = nn.Parameter(torch.zeros(())) if settings.pooling == "similarity" else None
         self.shared = nn.Linear(width, width) if settings.kind in ("hadamard", "shared") else None  # F
         self.gate = nn.Linear(condition_width, width) if settings.kind == "hadamard" else None  # G
         self.joint = nn.Linear(width + condition_width, width) if settings.kind == "concat" else None  # V
@@ -134,11 +141,13 @@ class ConditionedHead(nn.Module):
         return self.joint(torch.cat([sentences, conditions], dim=-1))  # (4)
 
     def _pooled(self, batch: Batch, weights: GeneratedWeights | None) -> Float[Tensor, "N D"]:
-        """Return each row's sentence: its embedding as it is, or its tokens pooled anew, equation (6)."""
+        """Return each row's sentence: its embedding as it is, or its tokens pooled anew, (6) or (8)."""
         if self.settings.pooling == "sentence":
             return batch.by_sentence.spread(batch.sentences)
         if self.query is not None:
             queries = self.query.expand(len(batch.by_sentence), -1)
+        elif self.sharpness is not None:
+            queries = batch.by_condition.spread(batch.conditions) * self.sharpness.exp()
         else:
             queries = batch.by_condition.spread(weights.tensors["query"])
         heads = self.settings.pooling_heads

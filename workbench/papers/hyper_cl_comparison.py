@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
-from safetensors.torch import load_file
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -17,6 +16,7 @@ from workbench.datasets.pairs import load_pairs
 from workbench.encoders import TextEncoder
 from workbench.evaluation.similarity import METRICS, measure
 from workbench.files import digest
+from workbench.geometry.uniformity import alignment, uniformity
 from workbench.hypernetworks import health_of
 from workbench.papers.comparison import (
     METRIC_COLUMNS,
@@ -26,6 +26,7 @@ from workbench.papers.comparison import (
     Loaded,
     card_of,
     finished_or,
+    finished_results,
     keep_head,
     metric_rows,
     run_models,
@@ -35,6 +36,8 @@ from workbench.papers.hyper_cl import (
     ConditionedHead,
     Encoded,
     PairLoss,
+    Source,
+    Split,
     encode_splits,
     head_scores,
 )
@@ -45,6 +48,7 @@ from workbench.training import fit, seed_everything
 
 RECIPE = HyperCLRecipe
 SPLITS = ("valid", "test")
+_GEOMETRY_ROWS = 2048  # at most that many rows say how embeddings lie
 _ORDER = {"seen": 0, "rephrased": 1, "unseen": 2}  # how new a condition is
 
 
@@ -142,6 +146,9 @@ class _Job:
         wanted = [split for split in (*SPLITS, *taught) if split in encoded.splits]
         scores = {split: head_scores(head, source, source.splits[split]) for split in wanted}
         card = card_of(model, self.seed, module, cost, history)
+        if model.kind != "cross_encoder":  # which embeds no sentence by itself
+            last = next(split for split in reversed(SPLITS) if split in source.splits)
+            card["geometry"] = {"split": last, **head_geometry(head, source, source.splits[last])}
         if start is not None:
             known = torch.unique(encoded.splits["train"].condition)[:256]
             card["health"] = health_of(
@@ -156,8 +163,7 @@ class _Job:
         """Return the teacher's scores of train under the same seed."""
         if not self.model.teacher:
             return None
-        folder = training_folder(self.workspace, self.model.teacher, self.seed)
-        return load_file(folder / "results.safetensors")["train"]
+        return finished_results(self.workspace, self.model.teacher, self.seed)["train"]
 
     def _keep(self, head: ConditionedHead, tuned: TriEncoder | None, card: dict[str, Any]) -> None:
         """Keep a trained head with the run, and the encoder if it was trained too."""
@@ -168,6 +174,38 @@ class _Job:
             about |= {"encoder": "encoder", "unit": tuned.reader.normalise}
             tuned.reader.save(self.encoder, kept / "encoder")
         keep_head(kept, head, about)
+
+
+@torch.inference_mode()
+def head_geometry(head: ConditionedHead, source: Source, split: Split) -> dict[str, float | int | None]:
+    """Say how a head's embeddings lie: how near what should be equal, and how evenly all fill the sphere.
+
+    Args:
+        head: trained.
+        source: where its inputs come from.
+        split: whose rows; of more than 2,048, as many evenly spaced ones.
+
+    Returns:
+        alignment (of the two sentences of each row with label 1, under the row's condition; 0 to 4, ideal 0;
+        None without such rows), positives (how many rows), uniformity (of the distinct first sentences, each
+        under its condition; -8 to 0, lower is more even; None for fewer than two) and rows.
+    """
+
+    def embedded(rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+        some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _GEOMETRY_ROWS)).long()]
+        found = [source.compare(head, split, part)[1:] for part in some.split(1024)]
+        return tuple(torch.cat([sides[place].float().cpu() for sides in found]) for place in (0, 1))
+
+    same = (split.label == 1).nonzero()[:, 0]
+    asked = torch.stack([split.first, split.condition]).cpu().numpy()
+    each = torch.from_numpy(np.unique(asked, axis=1, return_index=True)[1]).to(same)
+    points = embedded(each)[0]
+    return {
+        "alignment": float(alignment(*embedded(same))) if len(same) else None,
+        "positives": min(len(same), _GEOMETRY_ROWS),
+        "uniformity": float(uniformity(points)) if len(points) > 1 else None,
+        "rows": len(points),
+    }
 
 
 def baseline_scores(

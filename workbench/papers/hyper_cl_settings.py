@@ -37,8 +37,8 @@ class ModelSettings(Settings):
     condition: Literal["text", "one_hot"] = Field(
         default="text", description="one_hot: a learned row per condition"
     )
-    pooling: Literal["sentence", "learned", "condition"] = Field(
-        default="sentence", description="equation (6)"
+    pooling: Literal["sentence", "learned", "condition", "similarity"] = Field(
+        default="sentence", description="equation (6), similarity: (8)"
     )
     pooling_heads: int = Field(default=1, gt=0, description="slices of the query with a softmax of their own")
     bottleneck: int | None = Field(default=None, gt=0)
@@ -74,6 +74,8 @@ class ModelSettings(Settings):
             raise ValueError(f"model {self.name}: rank and identity go with kind: hyper, not {self.kind}")
         if self.kind in UNTRAINED + JOINT and self.pooling != "sentence":
             raise ValueError(f"model {self.name}: kind {self.kind} has no pooling to learn")
+        if self.pooling == "similarity" and self.condition == "one_hot":
+            raise ValueError(f"model {self.name}: no token is like a one_hot condition; use condition: text")
         if self.kind == "cross_encoder" and self.same_condition:
             raise ValueError(f"model {self.name}: a cross_encoder has no embeddings for same_condition")
         return self

@@ -16,6 +16,9 @@ Deviations, since neither sizes nor data of the paper are known to us: sizes of 
 text that is true of several images of a batch is no negative of them; on scenes a batch asks for one kind of
 caption, as a task does, for every model alike.
 
+With several processes the texts of all of them are compared with every image; the text set that (2) reads is
+that of all processes ("gathered") or a process's own ("local").
+
 Shape letters: B images, T texts, S side in pixels, D joint width, K prompts of a class, N classes.
 """
 
@@ -29,12 +32,14 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from workbench.datasets.class_sets import Captioned
+from workbench.datasets.shards import Tokens
 from workbench.errors import RecipeError, RunError
 from workbench.hypernetworks import Affines, GeneratedWeights, SetGenerator
 from workbench.hypernetworks.generators import standardise
 from workbench.hypernetworks.overrides import Overrides
 from workbench.objectives import sigmoid_contrastive
 from workbench.papers.hyper_clip_settings import ClipModelSettings, ImageTower, TextTower
+from workbench.processes import gathered, own_part, weighed
 
 START_SCALE, LARGEST_SCALE = 10.0, 100.0  # of the logits, as SigLIP starts and open_clip bounds it
 
@@ -278,7 +283,14 @@ class HyperCLIP(nn.Module):
 class ClipLoss(nn.Module):
     """Equation (4) on batches of captioned images; called with the rows of a batch."""
 
-    def __init__(self, model: HyperCLIP, data: Captioned, inputs: Tensor, kinds_at_once: int = 1) -> None:
+    def __init__(
+        self,
+        model: HyperCLIP,
+        data: Captioned,
+        inputs: Tensor | Tokens,
+        kinds_at_once: int = 1,
+        half: bool = False,
+    ) -> None:
         """Hold what a training needs.
 
         Args:
@@ -286,9 +298,11 @@ class ClipLoss(nn.Module):
             data: the images and captions; on the model's device.
             inputs: of the text tower, one row per text of the data.
             kinds_at_once: largest number of kinds of caption in a batch; each batch draws 1 to that many.
+            half: compute both towers in bfloat16; weights and loss stay in single precision.
         """
         super().__init__()
         self.model, self.kinds_at_once = model, min(kinds_at_once, len(data.kinds.unique()))
+        self.half = half
         self.rest: dict[str, Any] = {"data": data, "inputs": inputs}  # no part of the checkpoint
         self.columns = [(data.kinds == kind).nonzero()[:, 0] for kind in data.kinds.unique()]
 
@@ -305,15 +319,23 @@ class ClipLoss(nn.Module):
         columns = torch.cat([self.columns[kind] for kind in some.tolist()])
         drawn = columns[torch.randint(len(columns), (len(items),))]
         texts = data.choices[items, drawn].unique()  # each text is encoded once
-        embedded = model.embed_texts(inputs[texts])
+        towers = torch.autocast(items.device.type, torch.bfloat16, enabled=self.half)
+        with towers:
+            embedded = gathered(texts, lambda rows: model.embed_texts(inputs[rows]).float())
+        part = own_part(len(items))
+        mine = items[part]
         # True of an image is whatever one of its captions says, of any kind.
-        true = data.meaning[data.choices[items]]
+        true = data.meaning[data.choices[mine]]
         match = (true[:, :, None] == data.meaning[texts]).any(1)
         chosen = embedded
-        if settings.most_texts and len(texts) > settings.most_texts:
+        if settings.text_set == "local":
+            chosen = embedded[torch.searchsorted(texts, data.choices[mine, drawn[part]].unique())]
+        if settings.most_texts and len(chosen) > settings.most_texts:
             size = int(torch.randint(2, settings.most_texts + 1, ()))
-            chosen = embedded[torch.randperm(len(texts))[:size].to(embedded.device)]
+            chosen = chosen[torch.randperm(len(chosen))[:size].to(chosen.device)]
         plain = settings.neutral > 0 and float(torch.rand(())) < settings.neutral
         model.use(None if plain else model.generate(chosen))
         scale, bias = model.scale_and_bias()
-        return sigmoid_contrastive(model.embed_images(data.pixels[items]), embedded, match, scale, bias)
+        with towers:
+            images = model.embed_images(data.pixels[mine]).float()
+        return weighed(sigmoid_contrastive(images, embedded, match, scale, bias), len(mine), len(items))

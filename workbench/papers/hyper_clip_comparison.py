@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.datasets.class_sets import Captioned, ClassSet, Questions
 from workbench.datasets.photos import load_photos
 from workbench.datasets.scenes import SceneData, load_scenes
+from workbench.datasets.shards import ShardData, Tokens, load_shards
 from workbench.evaluation.fairness import by_group
 from workbench.evaluation.ranking import resample
 from workbench.evaluation.similarity import Measured
@@ -37,6 +38,7 @@ from workbench.papers.comparison import (
 )
 from workbench.papers.hyper_clip import ClipLoss, HyperCLIP, build_clip
 from workbench.papers.hyper_clip_settings import UNTRAINED, ClipModelSettings, HyperCLIPRecipe
+from workbench.processes import leads
 from workbench.store import EmbeddingStore
 from workbench.training import fit, seed_everything
 
@@ -52,10 +54,10 @@ def needs_tokens(recipe: HyperCLIPRecipe) -> bool:
 
 def load_data(recipe: HyperCLIPRecipe) -> Loaded:
     """Draw or read the recipe's images, captions and class sets."""
-    load = load_scenes if isinstance(recipe.data, SceneData) else load_photos
+    load = {SceneData: load_scenes, ShardData: load_shards}.get(type(recipe.data), load_photos)
     train, questions = load(recipe.data)
     counts = {"train": {"images": len(train), "captions": len(train.texts)}}
-    raw = [train.pixels.numpy().tobytes(), *train.texts]
+    raw = train.fingerprint()
     for split, asked in questions.items():
         counts[split] = {"images": len(asked.pixels), "class_sets": len(asked.sets)}
         raw += [asked.pixels.numpy().tobytes(), *(text for one in asked.sets for text in one.prompts())]
@@ -138,13 +140,15 @@ class _Job:
         data, questions = self.content
         seed_everything(self.seed)
         clock = Clock(self.device)
-        texts = self.inputs(data.texts).to(self.device)
-        model = build_model(recipe, settings, texts.shape[-1]).to(self.device)
+        lazy = isinstance(recipe.data, ShardData)
+        texts = (Tokens(data.texts, self.inputs) if lazy else self.inputs(data.texts)).to(self.device)
+        width = texts[torch.arange(1)].shape[-1]
+        model = build_model(recipe, settings, width).to(self.device)
         generator = model.generator
         start = generator.head.weight.detach().clone() if generator is not None else None
         data = data.to(self.device)
         model.centre(data.pixels[:AT_ONCE], texts[torch.randperm(len(texts))[:AT_ONCE]])
-        loss = ClipLoss(model, data, texts, recipe.kinds_at_once)
+        loss = ClipLoss(model, data, texts, recipe.kinds_at_once, recipe.half)
         training = recipe.training.at_rate(settings.learning_rate)
         history = fit(
             model,
@@ -172,8 +176,8 @@ class _Job:
             members = standardise(torch.stack([one[:least] for one in sets]))  # as the model feeds them
             card["health"] = health_of(generator, members, start).to_dict()
             card["cost"] = generator.cost()
-        if settings.keep_weights and self.seed == recipe.seeds[0]:
-            about = {"settings": settings.model_dump(mode="json"), "text_width": texts.shape[-1]}
+        if settings.keep_weights and self.seed == recipe.seeds[0] and leads():
+            about = {"settings": settings.model_dump(mode="json"), "text_width": width}
             about["calibration"] = len(model.calibration)
             shared = {"image", "text", "embed_dim", "encoder"}
             about |= recipe.model_dump(mode="json", include=shared)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from workbench.config import Settings
 from workbench.datasets.photos import PhotoData
 from workbench.datasets.scenes import SceneData
+from workbench.datasets.shards import ShardData
 from workbench.papers.comparison import ComparisonRecipe
 from workbench.training import Training
 
@@ -78,6 +79,9 @@ class ClipModelSettings(Settings):
     )
     detach_texts: bool = Field(default=False, description="no gradient to the text tower through the weights")
     most_texts: int | None = Field(default=None, gt=1, description="largest random subset the set is cut to")
+    text_set: Literal["gathered", "local"] = Field(
+        default="gathered", description="of all processes, or of each one's own images"
+    )
     against: str | None = Field(
         default=None, description="a matched baseline; differences to it are reported"
     )
@@ -96,11 +100,12 @@ class HyperCLIPRecipe(ComparisonRecipe):
     """Settings of one comparison of image-text models."""
 
     paper: Literal["hyper_clip"]
-    data: SceneData | PhotoData = Field(discriminator="source")
+    data: SceneData | PhotoData | ShardData = Field(discriminator="source")
     image: ImageTower
     kinds_at_once: int = Field(default=1, gt=0, description="most kinds of caption that a batch mixes")
     text: TextTower = TextTower()
     embed_dim: int = Field(default=64, gt=0)
+    half: bool = Field(default=False, description="train the towers in bfloat16 (for accelerators)")
     logit_bias: float | None = Field(default=None, description="null: the log odds of a match in a batch")
     training: Training
     models: tuple[ClipModelSettings, ...] = Field(min_length=1)
@@ -117,4 +122,10 @@ class HyperCLIPRecipe(ComparisonRecipe):
                 f"image.image_size is {self.image.image_size} and data.size is {self.data.size}; "
                 "give both the same side"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _captions_of_shards_are_tokenised(self) -> "HyperCLIPRecipe":
+        if isinstance(self.data, ShardData) and self.text.kind != "transformer":
+            raise ValueError("captions of shards are too many to embed first: set text.kind: transformer")
         return self

@@ -36,9 +36,20 @@ from workbench.predictions import (
     warnings_of,
 )
 from workbench.session import Session
-from workbench.view_state import ClassifyState
+from workbench.view_state import LONGEST_TEXT, ClassifyState
 from workbench.views.live import Job, Live
-from workbench.views.page import banner, beside, code_of, copy_button, footer, keep_link, note, save_button
+from workbench.views.page import (
+    banner,
+    beside,
+    code_of,
+    copy_button,
+    footer,
+    keep_link,
+    note,
+    origin,
+    save_button,
+    show_code,
+)
 from workbench.views.tables import fill, table_of
 from workbench.views.text import Text
 
@@ -112,20 +123,22 @@ class ClassifyView(pn.viewable.Viewer):
         Raises:
             RunError: no finished run of image-text models, or one that kept none.
         """
+        super().__init__()  # first: until then, what is offered here would be offered by every page's view
         self._session, self._problem, self._files = session, problem, {}
         self._sources = sources()
         self.param.recipe.objects = list(session.runs("hyper_clip"))
         self._run = session.run(state.recipe, "hyper_clip")
         self.param.pictures.objects = list(self._sources)
         offered = self.param.model.objects = adaptable(self._run)
-        super().__init__(
-            names=state.names, recipe=self._run.recipe["name"], drawing=state.drawing,
-            model=state.model if state.model in offered else offered[0],
-            pictures=state.pictures if state.pictures in self._sources else SCENES,
-        )  # fmt: skip
+        with param.parameterized.discard_events(self):
+            self.param.update(
+                names=state.names, recipe=self._run.recipe["name"], drawing=state.drawing,
+                model=state.model if state.model in offered else offered[0],
+                pictures=state.pictures if state.pictures in self._sources else SCENES,
+            )  # fmt: skip
         self._make_panes()
         self._export = Live(self._write, self._offer_archive, "Writing ONNX and checking it against PyTorch")
-        self._live = Live(self._work, self._draw, "Generating the classifier").ask(self.state())
+        self.live = Live(self._work, self._draw, "Generating the classifier").ask(self.state())
 
     @staticmethod
     def prepare(session: Session, state: ClassifyState) -> None:
@@ -156,7 +169,7 @@ class ClassifyView(pn.viewable.Viewer):
     @param.depends("names", "model", "pictures", "drawing", watch=True)
     def _ask(self) -> None:
         self._saved[:] = []
-        self._live.ask(self.state())
+        self.live.ask(self.state())
 
     def upload(self, files: dict[str, bytes]) -> None:
         """Take pictures of a person's own; they stay in this view and are never written."""
@@ -200,8 +213,7 @@ class ClassifyView(pn.viewable.Viewer):
     def _make_panes(self) -> None:
         flex = {"flex": "1 1 300px", "min-width": "min(280px, 100%)"}
         self._said, self._warned, self._grid = note(""), pn.Column(), pn.FlexBox(sizing_mode="stretch_width")
-        self._table, self._code = table_of(), pn.Column(sizing_mode="stretch_width")
-        self._table.layout = "fit_data_stretch"  # scrolls by itself on a phone
+        self._table, self._code = table_of(), code_of([])
         self._matrices = [
             pn.pane.Plotly(sizing_mode="stretch_width", visible=False, styles=flex) for _ in range(2)
         ]
@@ -238,14 +250,16 @@ class ClassifyView(pn.viewable.Viewer):
         labelled = answered.sample.labelled
         self._table.visible = labelled
         if labelled:
-            fill(self._table, accuracies(answered.answers))
+            made = origin(self._run, self.model, f"{len(answered.answers)} pictures of this page", kept=True)
+            told = {"value": "top-1 accuracy on these pictures, 0 to 1, higher is better"}
+            fill(self._table, accuracies(answered.answers), meanings=told, origin=made)
         figures = self.matrices(answered)
         for pane, figure in zip(self._matrices, figures or [None, None], strict=True):
             if figure is not None:
                 pane.object = figure
             pane.visible = figure is not None
         self._counted.object = self._about_accuracy(answered, bool(figures))
-        self._code[:] = [code_of(self.code())]
+        show_code(self._code, self.code())
 
     def _about_accuracy(self, answered: Answered, drawn: bool) -> str:
         """Say what the table and the matrices show, or why they are not there."""
@@ -316,7 +330,9 @@ class ClassifyView(pn.viewable.Viewer):
         write = made.Button(label="Export as ONNX", variant="outline", width=150)
         write.on_click(lambda _: self._export.ask(None))
         return pn.Column(
-            made.TextAreaInput.from_param(self.param.names, label="Class names", width=300, rows=5),
+            made.TextAreaInput.from_param(
+                self.param.names, label="Class names", width=300, rows=5, max_length=LONGEST_TEXT
+            ),
             *(made.Select.from_param(self.param[one], width=300) for one in ("recipe", "model", "pictures")),
             made.IntInput.from_param(self.param.drawing, width=300, visible=drawn),
             pn.Column(files, told, visible=shown),
@@ -330,7 +346,7 @@ class ClassifyView(pn.viewable.Viewer):
         top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
         both = pn.FlexBox(*self._matrices, sizing_mode="stretch_width")
         right = pn.Column(
-            self._live, self._warned, self._said, self._grid, self._counted, self._table, both,
+            self.live, self._warned, self._said, self._grid, self._counted, self._table, both,
             sizing_mode="stretch_width",
         )  # fmt: skip
         last = pn.bind(lambda _: footer(self._run), self.param.recipe)

@@ -14,15 +14,28 @@ from workbench.figures_texts import moved_figure, purity_figure
 from workbench.moved import ConditionedTexts, Moved
 from workbench.own_texts import MOST_BYTES, MOST_ROWS, pasted_texts, read_texts
 from workbench.session import Session
-from workbench.view_state import ConditionsState
+from workbench.view_state import LONGEST_TEXT, ConditionsState
 from workbench.views.live import Job, Live
-from workbench.views.page import banner, beside, code_of, copy_button, footer, keep_link, note, save_button
+from workbench.views.page import (
+    MARGIN,
+    banner,
+    beside,
+    code_of,
+    copy_button,
+    footer,
+    keep_link,
+    note,
+    origin,
+    save_button,
+    show_code,
+)
 from workbench.views.tables import fill, table_of
 from workbench.views.text import Text
 
 NO_ATTRIBUTE = "none"
 MOVED = "moved"  # column of the table: 1 minus the cosine of a sentence's two embeddings
 _HISTORY = 20  # conditions that are offered again
+_SIDES = {"before": "Before: plain encoder", "after": "After: under the condition"}
 _CLUSTERS = "share that have their cluster's commonest value"
 
 
@@ -77,6 +90,7 @@ class ConditionsView(pn.viewable.Viewer):
         Raises:
             RunError: no finished run with a model.
         """
+        super().__init__()  # first: until then, what is offered here would be offered by every page's view
         self._session, self._run = session, session.run(state.recipe, "hyper_cl")
         self._state, self._frame, self._shown = state, own, None
         self._follows = not state.attribute  # the one that the condition names, until a person chooses
@@ -86,14 +100,15 @@ class ConditionsView(pn.viewable.Viewer):
         self.param.model.objects = models = session.text_models(state.recipe)
         self.param.earlier.objects = [state.condition]
         self.param.attribute.objects = [state.attribute or NO_ATTRIBUTE]
-        super().__init__(
-            model=state.model if state.model in models else session.first_model(models),
-            condition=state.condition, earlier=state.condition, other=state.other, blend=state.blend,
-            strength=state.strength, attribute=state.attribute or NO_ATTRIBUTE, query=state.query,
-            clicked=state.clicked,
-        )  # fmt: skip
+        with param.parameterized.discard_events(self):
+            self.param.update(
+                model=state.model if state.model in models else session.first_model(models),
+                condition=state.condition, earlier=state.condition, other=state.other, blend=state.blend,
+                strength=state.strength, attribute=state.attribute or NO_ATTRIBUTE, query=state.query,
+                clicked=state.clicked,
+            )  # fmt: skip
         self._build()
-        self._live = Live(self.compute, self._draw, "Moving the sentences")
+        self.live = Live(self.compute, self._draw, "Moving the sentences")
         self._more = Live(self._clusters, self._draw_clusters, "Finding clusters")
 
     def _build(self) -> None:
@@ -103,12 +118,12 @@ class ConditionsView(pn.viewable.Viewer):
         self._map.param.watch(self._click, "click_data")
         self._purity = pn.pane.Plotly(link_figure=False, **wide)
         self._cluster_pane = pn.pane.Plotly(link_figure=False, **wide)
-        self._near, self._found = pn.Column(**wide), pn.Column(**wide)
+        self._told, self._near, self._found = note(""), _two_lists(), _two_lists()
         self.table = table_of(self._pick)
         self.table.hidden_columns = ["row"]
         for part in (self._map, self._purity, self._cluster_pane, self.table):
             part.visible = False  # until there is something in it
-        self._code = pn.Column(**wide)
+        self._code = code_of([])
         self._upload = pn.widgets.FileInput(accept=".csv,.parquet", **wide)
         self._upload.param.watch(self._uploaded, "value")
         self._pasted = pn.widgets.TextAreaInput(placeholder="One text per line", rows=4, **wide)
@@ -148,13 +163,13 @@ class ConditionsView(pn.viewable.Viewer):
     @param.depends("model", "condition", "other", "blend", "strength", "query", watch=True)
     def refresh(self) -> None:
         """Ask for everything again; what was asked before is dropped."""
-        self._live.ask(self.state())
+        self.live.ask(self.state())
 
     @param.depends("attribute", watch=True)
     def _recolour(self) -> None:
         if self._shown is not None and self.attribute != self._shown.attribute:
             self._follows = False
-            self._live.ask(self.state())
+            self.live.ask(self.state())
 
     # --- drawing --------------------------------------------------------------------------------------------
 
@@ -188,9 +203,11 @@ class ConditionsView(pn.viewable.Viewer):
             self.param.earlier.objects = [shown.state.condition, *self.param.earlier.objects][:_HISTORY]
         self.earlier = shown.state.condition
         self._map.object = self.figure(shown)
-        fill(self.table, self.rows(shown), self.clicked)
-        self.table.param.update(layout="fit_columns", widths={"text": "64%"})
-        self._found[:] = [] if shown.found is None else _side_by_side(shown.found)
+        told = f"1 minus the cosine of before and after, 0 to 2, at strength {shown.state.strength:g}"
+        made = origin(self._run, shown.state.model, kept=True)
+        fill(self.table, self.rows(shown), self.clicked, meanings={MOVED: told}, origin=made)
+        self.table.param.update(layout="fit_columns", widths={"text": "54%"})
+        _list(self._found, shown.found)
         self._map.visible = self.table.visible = True
         self._purity.visible = shown.purity is not None
         self._cluster_pane.visible &= self._purity.visible
@@ -216,15 +233,16 @@ class ConditionsView(pn.viewable.Viewer):
     def _mark(self) -> None:
         """Show the chosen sentence in map, table and lists, and in the link."""
         keep_link(self.state())
-        self._code[:] = [code_of(self.code())]
+        show_code(self._code, self.code())
         if self.clicked is None or self._shown is None:
-            self._near[:] = [note("Click a sentence, in the map or the table, to see its neighbours.")]
+            self._told.object = "Click a sentence, in the map or the table, to see its neighbours."
+            _list(self._near, None)
             return
         if self.table.selection != [self.clicked]:
             self.table.param.update(page=self.clicked // self.table.page_size + 1, selection=[self.clicked])
         text = self._shown.moved.frame["text"][self.clicked]
-        near = _side_by_side(self._shown.moved.neighbours(self.clicked))
-        self._near[:] = [Text(f"Nearest to: {text}", sizing_mode="stretch_width"), *near]
+        self._told.object = f"Nearest to: {text}"
+        _list(self._near, self._shown.moved.neighbours(self.clicked))
 
     @param.depends("clicked", watch=True)
     def _choose(self) -> None:
@@ -311,7 +329,8 @@ class ConditionsView(pn.viewable.Viewer):
     def results(self) -> pn.Column:
         """Return what is shown, without controls."""
         said = note("The table: how far each sentence moved, 1 minus the cosine of before and after, 0 to 2.")
-        parts = [self._map, self._near, self._found, self._purity, self._cluster_pane, said, self.table]
+        lists = [self._told, self._near, self._found]
+        parts = [self._map, *lists, self._purity, self._cluster_pane, said, self.table]
         return pn.Column(*parts, sizing_mode="stretch_width")
 
     def _saved(self) -> pn.Column:
@@ -323,7 +342,8 @@ class ConditionsView(pn.viewable.Viewer):
         """Lay out what a person changes."""
         wide = {"sizing_mode": "stretch_width"}
         asked = ["condition", "earlier", "other", "blend", "strength", "attribute", "query", "model"]
-        controls = pn.Param(self, parameters=asked, show_name=False, **wide)
+        typed = {name: {"max_length": LONGEST_TEXT} for name in ("condition", "other", "query")}
+        controls = pn.Param(self, parameters=asked, widgets=typed, show_name=False, **wide)
         pin, swap = _button("Pin as B", self.pin), _button("Swap A and B", self.swap)
         use, back = _button("Use these lines", self._paste), _button("Bundled sentences", self._bundled)
         rule = (
@@ -331,7 +351,7 @@ class ConditionsView(pn.viewable.Viewer):
             f"{MOST_BYTES // 2**20} MiB and {MOST_ROWS:,} rows. Vectors made before: columns v0, v1, ..."
         )
         own = pn.Column(note(rule), self._upload, self._pasted, pn.Row(use, back), **wide)
-        folded = pn.Accordion(("Your own sentences", own), **wide)
+        folded = pn.Accordion(("Your own sentences", own), margin=MARGIN, **wide)
         saved = save_button("conditions", self._saved)
         return pn.Column(
             controls, pn.Row(pin, swap), self._said, folded, self._code, pn.Row(copy_button(), saved), **wide
@@ -341,7 +361,7 @@ class ConditionsView(pn.viewable.Viewer):
         """Lay out controls, results and footer; narrow screens stack them."""
         self.refresh()
         top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
-        right = pn.Column(self._live, self.results(), self._more, sizing_mode="stretch_width")
+        right = pn.Column(self.live, self.results(), self._more, sizing_mode="stretch_width")
         page = beside(self._controls(), right)
         return pn.Column(*top, page, footer(self._run), sizing_mode="stretch_width")
 
@@ -352,12 +372,16 @@ def _button(label: str, action: Callable[..., None]) -> pn.widgets.Button:
     return button
 
 
-def _side_by_side(found: pl.DataFrame) -> list[pn.viewable.Viewable]:
-    """List sentences before and after beside each other, as plain text."""
-    sides = []
-    for side, title in (("before", "Before: plain encoder"), ("after", "After: under the condition")):
-        rows = found.filter(side=side).to_dicts()
+def _two_lists() -> pn.FlexBox:
+    """Make two empty lists beside each other that :func:`_list` fills."""
+    texts = [Text("", sizing_mode="stretch_width", styles={"flex": "1 1 280px"}) for _ in _SIDES]
+    return pn.FlexBox(*texts, flex_wrap="wrap", sizing_mode="stretch_width", visible=False)
+
+
+def _list(lists: pn.FlexBox, found: pl.DataFrame | None) -> None:
+    """List sentences before and after as plain text; the parts stay, as those of the notebook code do."""
+    lists.visible = found is not None
+    for text, (side, title) in zip(lists, _SIDES.items(), strict=True):
+        rows = [] if found is None else found.filter(side=side).to_dicts()
         lines = [f"{row['rank']}. {row['cosine']:+.3f}  {row['text']}" for row in rows]
-        text = Text("\n".join([title, *lines]), sizing_mode="stretch_width")
-        sides.append(pn.Column(text, styles={"flex": "1 1 280px"}))
-    return [pn.FlexBox(*sides, flex_wrap="wrap", sizing_mode="stretch_width")]
+        text.object = "\n".join([title, *lines])

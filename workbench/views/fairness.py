@@ -1,7 +1,5 @@
 """Differences between groups: accuracy on images by group, and associations of words under a condition."""
 
-from dataclasses import dataclass
-
 import panel as pn
 import param
 import plotly.graph_objects as go
@@ -11,6 +9,7 @@ from workbench.datasets import stimuli
 from workbench.errors import DataError, RunError, WorkbenchError
 from workbench.figures_fairness import (
     association_figure,
+    distance_figure,
     group_accuracy_figure,
     group_difference_figure,
     preference_figure,
@@ -18,7 +17,6 @@ from workbench.figures_fairness import (
 from workbench.group_sides import (
     ALL_SETS,
     DIFFERENCES,
-    LIMITS,
     TO_BEST,
     TO_OTHER,
     TO_OVERALL,
@@ -29,31 +27,39 @@ from workbench.group_sides import (
     set_names,
 )
 from workbench.groups import fair_columns
+from workbench.rewording import Reworded, blends, compare_wordings, pictures_of, rewordable
 from workbench.runs import Run
 from workbench.session import FIRST_MODELS, Session, reads_text
-from workbench.text_bias import CANNOT, association_rows, change_said, preference_rows
-from workbench.view_state import FairnessState
+from workbench.tables import last_split
+from workbench.text_bias import Associations, associations
+from workbench.view_state import LONGEST_TEXT, FairnessState
 from workbench.views.live import Job, Live
-from workbench.views.page import banner, beside, code_of, copy_button, footer, keep_link, note, save_button
-from workbench.views.tables import downloads, fill, table_of
+from workbench.views.page import (
+    banner,
+    beside,
+    code_of,
+    copy_button,
+    footer,
+    keep_link,
+    note,
+    origin,
+    save_button,
+    show_code,
+)
+from workbench.views.tables import compact, downloads, fill, table_of
 
-ABOUT = {"images by group": "images", "texts under a condition": "texts"}
+ABOUT = {"models": "images", "class names": "wording", "sentences": "texts"}
 NO_OTHER = "no other model"
 _COLUMNS = {TO_OVERALL: "to_overall", TO_BEST: "to_best", TO_OTHER: "to_other"}
 
 
-@dataclass(frozen=True)
-class Associations:
-    """Both bias tests of an encoder; a table of one's own may hold only one of them."""
-
-    tests: pl.DataFrame
-    pairs: pl.DataFrame
+Found = Sides | Reworded | Associations
 
 
 class FairnessView(pn.viewable.Viewer):
-    """Two models by group of images, or a sentence encoder plain and under a condition."""
+    """Two models, or two wordings, by group of images; or a sentence encoder plain and under a condition."""
 
-    about = param.Selector(default="images", objects=ABOUT, doc="What differences are looked for.")
+    about = param.Selector(default="images", objects=ABOUT, doc="What is compared: by what changes.")
     recipe = param.Selector(default=None, objects=[None], doc="A: a finished run.")
     model = param.Selector(default=None, objects=[None], doc="A: one of its models.")
     other_recipe = param.Selector(default=NO_OTHER, objects=[NO_OTHER], doc="B: a run, the same or another.")
@@ -61,8 +67,11 @@ class FairnessView(pn.viewable.Viewer):
     column = param.Selector(default=None, objects=[None], doc="What the images are grouped by.")
     asked = param.Selector(default=ALL_SETS, objects=[ALL_SETS], doc="The class set that was asked.")
     difference = param.Selector(default=TO_OVERALL, objects=list(DIFFERENCES), doc="What it is taken to.")
+    names = param.String(default="", doc="The set's classes in its order; one per line, or with commas.")
+    templates = param.String(default="", doc="Words around a name, one per line; {} stands for it.")
     text_recipe = param.Selector(default=None, objects=[None], doc="A finished run of conditioned sentences.")
     text_model = param.Selector(default=None, objects=[None], doc="Its model.")
+    tests = param.Selector(default=None, objects=[None], doc="Words and sentences that are asked.")
     condition = param.String(default="The profession.", doc="What to look at; press Enter.")
     strength = param.Number(default=1.0, bounds=(0, 2), step=0.05, doc="0: plain encoder, 1: the model.")
 
@@ -77,23 +86,34 @@ class FairnessView(pn.viewable.Viewer):
         Raises:
             RunError: no finished run of either kind, or none of the link's recipe.
         """
+        super().__init__()  # first: until then, what is offered here would be offered by every page's view
         self._session, self._problem = session, problem
-        self._stimuli, self._own = stimuli.bundled_stimuli(), ""
+        self._stimuli: stimuli.Stimuli | None = None  # of a table of one's own
+        self._own = ""
+        self._start = {"names": "", "templates": ""}  # the class set's own words, once they are known
+        self._asked: FairnessState | None = None
         self._images, self._texts = session.runs("hyper_clip"), session.runs("hyper_cl")
-        about = state.about if (self._images if state.about == "images" else self._texts) else ""
+        about = state.about if (self._texts if state.about == "texts" else self._images) else ""
         about = about or ("images" if self._images else "texts")
-        values = {"about": about, "condition": state.condition, "strength": state.strength}
+        values = {name: getattr(state, name) for name in ("names", "templates", "condition", "strength")}
         if self._images or not self._texts:
-            values |= self._of_images(state, session.run(state.recipe, "hyper_clip"))
+            asked = state.model_copy(update={"about": about})
+            values |= self._of_images(asked, session.run(state.recipe, "hyper_clip"))
         if self._texts:
             values |= self._of_texts(state)
-        super().__init__(**values)
+        with param.parameterized.discard_events(self):
+            self.param.update(about=about, **values)
+        self._offered = self._choices()
         self._make_panes()
-        self._live = Live(self._work, self._draw, "Measuring").ask(self.state())
+        self.live = Live(self._work, self._draw, "Measuring")
+        self._ask()
 
     @staticmethod
     def prepare(session: Session, state: FairnessState) -> None:
-        """Load the model of a state that is about texts."""
+        """Load what a state needs: the model of one about texts, the pictures of one about wording."""
+        if state.about == "wording":
+            run = session.run(state.recipe, "hyper_clip")
+            session.model(run, last_split(run.metrics), pictures_of)
         if state.about == "texts":
             run = session.run(state.text_recipe, "hyper_cl")
             names = [name for name in run.models() if reads_text(run, name)]
@@ -106,16 +126,20 @@ class FairnessView(pn.viewable.Viewer):
         other = self._images.get(state.other_recipe)
         if other is None and not state.recipe:  # first seen beside the plain baseline
             other = run
+        words = state.about == "wording"  # of a model whose weights are there, and of one class set at a time
         models, others = model_names(run), model_names(other) if other else [None]
-        columns, sets = self._shared(run, other)
+        models = (run.models() if words else models) or [None]
+        columns, sets = self._shared(run, None if words else other)
+        column, sets = _chosen(state.column, columns), [ALL_SETS, *sets]
+        sets = (rewordable(run, column) if words else sets) or [ALL_SETS]
         hyper = [model["name"] for model in run.recipe["models"] if model["kind"] == "hyper"]
         self.param.model.objects, self.param.other_model.objects = models, others
-        self.param.column.objects, self.param.asked.objects = columns, [ALL_SETS, *sets]
+        self.param.column.objects, self.param.asked.objects = columns, sets
         return {
             "recipe": run.recipe["name"], "model": _chosen(state.model, models, *hyper),
             "other_recipe": other.recipe["name"] if other else NO_OTHER,
             "other_model": _chosen(state.other_model, others, run.recipe["reference"]),
-            "column": _chosen(state.column, columns), "asked": _chosen(state.asked, [ALL_SETS, *sets]),
+            "column": column, "asked": _chosen(state.asked, sets),
             "difference": _chosen(state.difference, list(DIFFERENCES)),
         }  # fmt: skip
 
@@ -140,14 +164,22 @@ class FairnessView(pn.viewable.Viewer):
         self.param.text_recipe.objects = list(self._texts)
         models = [name for name in run.models() if reads_text(run, name)]
         self.param.text_model.objects = models
+        self.param.tests.objects = offered = stimuli.stimuli_names()
         return {
+            "tests": _chosen(state.tests, offered),
             "text_recipe": run.recipe["name"],
             "text_model": _chosen(state.text_model, models, *FIRST_MODELS),
         }
 
-    @param.depends("recipe", "other_recipe", "text_recipe", watch=True)
+    def _choices(self) -> tuple[str | None, ...]:
+        """Return what decides on what else can be chosen."""
+        return self.about, self.recipe, self.other_recipe, self.column, self.text_recipe
+
+    @param.depends("about", "recipe", "other_recipe", "column", "text_recipe", watch=True)
     def _offer(self) -> None:
         """Offer what the chosen runs have; one update, so that one request is made."""
+        if self._choices() == self._offered:
+            return
         state, values = self.state(), {}
         try:
             if self.recipe:
@@ -155,39 +187,48 @@ class FairnessView(pn.viewable.Viewer):
             if self.text_recipe:
                 values |= self._of_texts(state)
         except WorkbenchError as problem:
-            self._live.ask(problem)
+            self.live.ask(problem)
             return
         with param.parameterized.discard_events(self):
             self.param.update(**values)
-        self.param.trigger("model", "other_model", "column", "asked", "text_model")
+        self._offered = self._choices()
+        self.param.trigger(*values)
 
     def state(self) -> FairnessState:
-        """Return what is shown as a value for a link."""
-        names = [name for name in FairnessState.model_fields if name not in ("version", "app")]
-        return FairnessState(**{name: getattr(self, name) or "" for name in names if name != "strength"},
-                             strength=self.strength)  # fmt: skip
+        """Return what is shown as a value for a link; a class set's own words are no part of it."""
+        names = [name for name in FairnessState.model_fields if name not in ("version", "app", "strength")]
+        values = {name: getattr(self, name) or "" for name in names}
+        values |= {name: "" for name, own in self._start.items() if values[name] == own}
+        return FairnessState(**values, strength=self.strength)
 
     @param.depends(
-        "about", "model", "other_model", "column", "asked", "difference", "text_model", "condition",
-        "strength", watch=True,
+        "about", "model", "other_model", "column", "asked", "difference", "names", "templates", "text_model",
+        "tests", "condition", "strength", watch=True,
     )  # fmt: skip
     def _ask(self) -> None:
-        self._live.ask(self.state())
+        before, state = self._asked, self.state()
+        if before is not None and before.asked != state.asked:  # another class set starts from its own words
+            state = state.model_copy(update={"names": "", "templates": ""})
+            self._asked = state
+            self.param.update(names="", templates="")
+        if before != state:  # several controls may have changed for one question
+            self._asked = state
+            self.live.ask(state)
 
     def upload(self, files: dict[str, bytes | str]) -> None:
-        """Take a table of bias tests of a person's own; none brings the bundled ones back."""
+        """Take a table of bias tests of a person's own; none brings the chosen ones back."""
         for name, raw in files.items():
             try:
                 content = raw.encode() if isinstance(raw, str) else raw
                 self._stimuli, self._own = stimuli.read_stimuli(content, name[:80]), name[:80]
             except DataError as problem:
-                self._live.ask(problem)
+                self.live.ask(problem)
                 return
         if not files:
-            self._stimuli, self._own = stimuli.bundled_stimuli(), ""
-        self._ask()
+            self._stimuli, self._own = None, ""
+        self.live.ask(self.state())
 
-    def measured(self) -> Sides | Associations:
+    def measured(self) -> Found:
         """Compute what is asked for now, for notebooks.
 
         Raises:
@@ -195,17 +236,18 @@ class FairnessView(pn.viewable.Viewer):
         """
         return self._work(self.state(), Job(lambda _: None))
 
-    def _work(self, state: FairnessState | WorkbenchError, job: Job) -> Sides | Associations:
+    def _work(self, state: FairnessState | WorkbenchError, job: Job) -> Found:
         if isinstance(state, WorkbenchError):
             raise state
         if state.about == "images":
             return compare_groups(self._sides(state), state.column, state.asked or ALL_SETS)
+        if state.about == "wording":
+            return compare_wordings(self._session, state)
         run = self._session.run(state.text_recipe, "hyper_cl")
-        model, asked = self._session.model(run, state.text_model), self._stimuli
-        tests = association_rows(model, asked.tests, state.condition, state.strength)
-        if job.stopped or asked.pairs.is_empty():
-            return Associations(tests, pl.DataFrame())
-        return Associations(tests, preference_rows(model, asked.pairs, state.condition, state.strength))
+        model, name = self._session.model(run, state.text_model), self._own or state.tests
+        asked = self._stimuli or stimuli.named_stimuli(state.tests)
+        told = job.told(len(asked.tests))
+        return associations(model, asked, name, state.condition, state.strength, told)
 
     def _sides(self, state: FairnessState) -> list[Side]:
         """Return the one or two models of a state."""
@@ -223,96 +265,58 @@ class FairnessView(pn.viewable.Viewer):
         ]
         self._said, self._limits = note(""), note("")
         self._tables = [table_of(), table_of()]
-        for table in self._tables:  # wide ones scroll by themselves on a phone
-            table.layout = "fit_data_stretch"
-        self._code = pn.Column(sizing_mode="stretch_width")
+        self._code = code_of([])
         self._footer = pn.Column(sizing_mode="stretch_width")
 
-    def figures(self, measured: Sides | Associations) -> list[go.Figure]:
+    def figures(self, measured: Found) -> list[go.Figure]:
         """Draw what was measured: accuracies and differences, or effect sizes and preferences."""
         if isinstance(measured, Associations):
             tests = [association_figure(measured.tests)] if measured.tests.height else []
-            return tests + ([preference_figure(measured.pairs)] if measured.pairs.height else [])
-        found = [group_accuracy_figure(measured.rows, self.column, measured.smallest)]
-        name = _COLUMNS[self.difference]
-        if measured.rows[name].drop_nulls().len():
-            found.append(group_difference_figure(measured.rows, name, self.difference, measured.smallest))
+            draw = distance_figure if measured.asked.twins.height else preference_figure
+            return tests + ([draw(measured.pairs)] if measured.pairs.height else [])
+        reworded = isinstance(measured, Reworded)
+        sides, name, to = (
+            (measured.sides, _COLUMNS[TO_OTHER], "the wording of the run")
+            if reworded
+            else (measured, _COLUMNS[self.difference], self.difference)
+        )
+        found = [group_accuracy_figure(sides.rows, self.column, sides.smallest)]
+        rows = sides.rows.filter(side="B") if reworded else sides.rows
+        if rows[name].drop_nulls().len():
+            found.append(group_difference_figure(rows, name, to, sides.smallest))
         return found
 
-    def _draw(self, measured: Sides | Associations) -> None:
+    def _draw(self, measured: Found) -> None:
+        if isinstance(measured, Reworded):  # the set's own words are where a person starts from
+            plain = measured.plain
+            self._start = {"names": "\n".join(plain.names), "templates": "\n".join(plain.templates)}
+            missing = {name: own for name, own in self._start.items() if not getattr(self, name).strip()}
+            self.param.update(**missing)
         keep_link(self.state())
         figures = self.figures(measured)
         for place, pane in enumerate(self._panes):
             if place < len(figures):
                 pane.object = figures[place]
             pane.visible = place < len(figures)
-        texts = isinstance(measured, Associations)
-        tables = (measured.tests, measured.pairs) if texts else (measured.rows, measured.totals)
-        self._said.object = self._about_texts(measured) if texts else self._about_images(measured)
-        self._limits.object = (
-            f"{stimuli.LIMITS if not self._own else ''} {CANNOT}".strip() if texts else LIMITS
-        )
-        for table, frame in zip(self._tables, tables, strict=True):
-            fill(table, _compact(frame))
-            table.visible = not frame.is_empty()
-        run = self._session.run(self.text_recipe, "hyper_cl") if texts else self._images[self.recipe]
-        self._footer[:] = [footer(run)]
-        if not texts and self.other_recipe in self._images and self.other_recipe != self.recipe:
-            self._footer.append(footer(self._images[self.other_recipe]))
-        self._code[:] = [code_of(self.code())]
-
-    def _about_images(self, found: Sides) -> str:
-        """Say what the numbers say, without making one of them."""
-        lines = []
-        for row in found.totals.to_dicts():
-            if row["gap"] is None:
-                lines.append(
-                    f"{row['side']}: fewer than two groups have {found.smallest} images, so none is worst."
-                )
-                continue
-            chance = "more than" if row["gap"] > row["random_high"] else "no more than"
-            lines += [
-                f"{row['side']}: {row['name']}, {row['images']:,} images, {row['seeds']} seeds. Overall "
-                f"{row['overall']:.3f} ({row['low']:.3f} to {row['high']:.3f}).",
-                f"{row['side']}: worst judged group {row['worst']}, {row['worst_value']:.3f}. Best minus "
-                f"worst: {row['gap']:.3f}, {chance} groups drawn at random have (mean "
-                f"{row['random_gap']:.3f}, 95 % below {row['random_high']:.3f}).",
-            ]
-        few = found.rows.filter(~pl.col("judged"))["group"].unique(maintain_order=True).to_list()
-        if few:
-            lines.append(
-                f"Fewer than {found.smallest} images, drawn hollow and not judged: {', '.join(few)}."
-            )
-        if found.totals.height > 1 and not found.paired:
-            lines.append(
-                "The two runs were asked different questions or images: no difference between them is taken."
-            )
-        elif self.difference == TO_OTHER and found.totals.height < 2:
+        lines = measured.said()
+        if isinstance(measured, Sides) and self.difference == TO_OTHER and measured.totals.height < 2:
             lines.append("There is no other model to take differences to; choose a run for B.")
-        return "\n".join(lines)
-
-    def _about_texts(self, found: Associations) -> str:
-        """Say for every test whether the condition adds bias."""
-        name = f"the table {self._own}" if self._own else "the bundled words"
-        lines = [
-            f"Does {self.condition!r} at strength {self.strength:g} add bias? Effect sizes of {name}, "
-            "plain to conditioned:"
-        ]
-        says = {test.name: test for test in self._stimuli.tests}
-        if found.tests.height:
-            for test, line in zip(
-                found.tests["test"].unique(maintain_order=True), change_said(found.tests), strict=True
-            ):
-                lines.append(f"· {line}. {says[test].kind.capitalize()}: {says[test].says}")
-            lines.append(
-                "A condition that loses the sanity check too has removed no bias: it tells no words apart."
-            )
-        if found.pairs.height:
-            lines.append(
-                "Share of pairs whose stereotypical sentence is nearer to the context, 0.5: no preference:"
-            )
-            lines += [f"· {line}." for line in change_said(found.pairs, "share", 0.5)]
-        return "\n".join(lines)
+        self._said.object, self._limits.object = "\n".join(lines), measured.limits
+        texts = isinstance(measured, Associations)
+        run = self._session.run(self.text_recipe, "hyper_cl") if texts else self._images[self.recipe]
+        model = self.text_model if texts else self.model if isinstance(measured, Reworded) else ""
+        made = origin(run, model, kept=bool(model))
+        # Of the differences, the one that is asked for; downloads hold all.
+        apart = tuple(name for to, name in _COLUMNS.items() if to != self.difference)
+        for table, whole in zip(self._tables, measured.tables, strict=True):
+            frame = whole.select(~pl.selectors.starts_with(*apart)) if isinstance(measured, Sides) else whole
+            fill(table, compact(frame), meanings=measured.meanings, origin=made)
+            table.visible = not frame.is_empty()
+        self._footer[:] = [footer(run)]
+        two = self.about == "images" and self.other_recipe in self._images
+        if two and self.other_recipe != self.recipe:
+            self._footer.append(footer(self._images[self.other_recipe]))
+        show_code(self._code, self.code())
 
     def code(self) -> list[str]:
         """Return notebook code that makes the same figures."""
@@ -333,19 +337,21 @@ class FairnessView(pn.viewable.Viewer):
         return [self._said, both, self._limits, *self._tables, self._footer]
 
     def _numbers(self) -> pl.DataFrame:
-        """Return what the first table shows, with all its digits."""
-        found = self.measured()
-        return found.rows if isinstance(found, Sides) else found.tests if found.tests.height else found.pairs
+        """Return all numbers of the first table, those of differences that are not shown included."""
+        return next(table for table in self.measured().tables if not table.is_empty())
 
     def _controls(self) -> pn.Column:
-        made = pn.widgets
+        made, texts = pn.widgets, self.param
 
-        def only(about: str) -> object:
-            return pn.bind(lambda one: one == about, self.param.about)
+        def only(*abouts: str) -> object:
+            return pn.bind(lambda one: one in abouts, self.param.about)
 
-        def select(name: str, label: str) -> pn.widgets.Select:
-            about = "texts" if name.startswith("text_") else "images"
-            return made.Select.from_param(self.param[name], label=label, width=300, visible=only(about))
+        def select(name: str, label: str, *abouts: str) -> pn.widgets.Select:
+            return made.Select.from_param(texts[name], label=label, width=300, visible=only(*abouts))
+
+        def words(name: str, label: str, rows: int) -> pn.widgets.TextAreaInput:
+            told = {"label": label, "rows": rows, "max_length": LONGEST_TEXT, "width": 300}
+            return made.TextAreaInput.from_param(texts[name], visible=only("wording"), **told)
 
         files = made.FileInput(accept=".csv", width=300)
         files.param.watch(
@@ -354,18 +360,29 @@ class FairnessView(pn.viewable.Viewer):
         told = (
             "Your own tests: a CSV with test, role, text, or with context, stereotypical, antistereotypical."
         )
-        images = {
-            "recipe": "A: run", "model": "A: model", "other_recipe": "B: run", "other_model": "B: model",
-            "column": "Groups by", "asked": "Class set", "difference": "Difference to",
-        }  # fmt: skip
+        scaled = pn.bind(
+            lambda about, model: about == "texts" or (about == "wording" and self._blends(model)),
+            self.param.about, self.param.model,
+        )  # fmt: skip
+        both = ("images", "wording")
         return pn.Column(
             made.RadioButtonGroup.from_param(self.param.about, width=300),
-            *(select(name, label) for name, label in images.items()),
-            select("text_recipe", "Run"), select("text_model", "Model"),
-            made.TextInput.from_param(self.param.condition, width=300, visible=only("texts")),
-            made.FloatSlider.from_param(self.param.strength, width=300, visible=only("texts")),
+            select("recipe", "Run", *both), select("model", "Model", *both),
+            select("other_recipe", "B: run", "images"), select("other_model", "B: model", "images"),
+            select("column", "Groups by", *both), select("asked", "Class set", *both),
+            select("difference", "Difference to", "images"),
+            words("names", "Class names, in the set's order", 6), words("templates", "Templates", 3),
+            select("text_recipe", "Run", "texts"), select("text_model", "Model", "texts"),
+            select("tests", "Bias tests", "texts"),
+            made.TextInput.from_param(
+                self.param.condition, max_length=LONGEST_TEXT, width=300, visible=only("texts")
+            ),
+            made.FloatSlider.from_param(self.param.strength, width=300, visible=scaled),
             pn.Column(note(told), files, visible=only("texts")),
         )  # fmt: skip
+
+    def _blends(self, model: str | None) -> bool:
+        return self.recipe in self._images and blends(self._images[self.recipe], model or "")
 
     def __panel__(self) -> pn.viewable.Viewable:
         """Lay out controls, figures and footer; narrow screens stack them."""
@@ -373,23 +390,8 @@ class FairnessView(pn.viewable.Viewer):
         numbers = downloads("fairness", self._numbers)
         left = pn.Column(self._controls(), pn.Row(copy_button(), saved), numbers, self._code)
         top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
-        right = pn.Column(self._live, *self.content(), sizing_mode="stretch_width")
+        right = pn.Column(self.live, *self.content(), sizing_mode="stretch_width")
         return pn.Column(*top, beside(left, right), sizing_mode="stretch_width")
-
-
-def _compact(frame: pl.DataFrame) -> pl.DataFrame:
-    """Write every value and its interval into one cell, so that a table fits a page."""
-    intervals = {"low": ("value", "effect", "share", "overall")}
-    intervals |= {name: (name.removesuffix("_low"),) for name in frame.columns if name.endswith("_low")}
-    for low, values in intervals.items():
-        for value in (one for one in values if one in frame.columns and low in frame.columns):
-            ends = [pl.col(one).round(3) for one in (value, low, low.replace("low", "high"))]
-            frame = frame.with_columns(pl.format("{} ({} to {})", *ends).fill_null("").alias(value))
-    frame = frame.select(
-        ~(pl.selectors.ends_with("_low", "_high") | pl.selectors.by_name("low", "high", require_all=False))
-    )
-    hidden = ("name", "exact", "seeds")
-    return frame.select(pl.exclude(hidden)).rename(lambda name: name.replace("_", " "))
 
 
 def _chosen(wanted: str, offered: list, *first: str) -> str | None:

@@ -57,7 +57,7 @@ class IndexView(pn.viewable.Viewer):
             ),
             "all": (
                 "Train the embedded set",
-                "Ten to twenty minutes on two cores; the README's numbers.",
+                "Ten to twenty minutes on two cores; the embedded part of the report.",
             ),
         }
         offered: list[pn.viewable.Viewable] = []

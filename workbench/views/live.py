@@ -2,12 +2,12 @@
 
 A view uses it in five lines:
 
-1. ``self._live = Live(self._work, self._draw)`` in ``__init__``, one for each part that changes by itself.
+1. ``self.live = Live(self._work, self._draw)`` in ``__init__``, one for each part that changes by itself.
 2. ``_work(request, job)`` runs in a thread: it computes from the request alone, touches no widget, and
    between steps of long work asks ``job.stopped`` and says ``job.say("300 of 2,000 sentences")``.
 3. ``_draw(result)`` runs back under the page's lock and sets panes.
-4. ``self._live.ask(self.state())`` in a method with ``@param.depends(..., watch=True)``, and at the start.
-5. ``self._live`` stands in the layout: it shows that work goes on, a button that cancels it, and errors.
+4. ``self.live.ask(self.state())`` in a method with ``@param.depends(..., watch=True)``, and at the start.
+5. ``self.live`` stands in the layout: it shows that work goes on, a button that cancels it, and errors.
 
 Without a server (a notebook, a test) ``ask`` works and draws before it returns. Threads are shared by all
 sessions, since the machine is; requests, jobs and results belong to the view that asked.
@@ -24,15 +24,25 @@ from typing import Any
 
 import panel as pn
 import torch
+from threadpoolctl import threadpool_limits
+from tornado.ioloop import IOLoop
 
 from workbench.errors import WorkbenchError
 from workbench.views.text import Text
+from workbench.views.unsent import drop_nothing
 
 _log = logging.getLogger(__name__)
-# One request a core, each on one thread: requests that share cores wait for each other's threads.
-POOL = ThreadPoolExecutor(
-    max(2, os.cpu_count() or 1), "dashboard", initializer=torch.set_num_threads, initargs=(1,)
-)
+# How often, and milliseconds between: until a browser says that it has drawn a page. Some never do.
+WAITS, PAUSE = 12, 250
+
+
+def _on_one_thread() -> None:
+    """Compute on one thread: requests that share cores would wait for each other's, and waiting ones spin."""
+    torch.set_num_threads(1)
+    threadpool_limits(1, "blas")  # of the whole process: a server only answers requests
+
+
+POOL = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "dashboard", initializer=_on_one_thread)
 
 
 class Stopped(WorkbenchError):
@@ -96,6 +106,7 @@ class Live(pn.viewable.Viewer):
         self._work, self._draw, self._doing = work, draw, doing
         self._job = Job(self._tell)
         self._document: Any = None
+        self._loop: Any = None
         self._line = Text("", css_classes=["live"], sizing_mode="stretch_width")
         self._cancel = pn.widgets.Button(label="Cancel", variant="outline", width=80, visible=False)
         self._cancel.on_click(lambda _: self.cancel())
@@ -109,16 +120,21 @@ class Live(pn.viewable.Viewer):
             self._finish(job, *_outcome(self._work, request, job))
             return self
         if self._document is not document:  # a page that closes stops its work
-            self._document = document
+            self._document, self._loop = document, IOLoop.current()
             document.on_session_destroyed(self._closed)
         self._say(f"{self._doing} …", busy=True)
-        POOL.submit(self._run, request, job, self._document)
+        POOL.submit(self._run, request, job, document)
         return self
 
     def cancel(self) -> None:
         """Drop what is under way; what was shown before stays."""
         self._job.stop()
         self._say("Cancelled; what is shown is from before.")
+
+    def clear(self) -> None:
+        """Drop what is under way and say nothing: what it was about is shown no more."""
+        self._job.stop()
+        self._say("")
 
     def _closed(self, _: Any) -> None:
         self._job.stop()
@@ -131,13 +147,17 @@ class Live(pn.viewable.Viewer):
             except Exception as problem:  # else the page would wait for ever
                 _log.exception("a dashboard's work failed")
                 outcome = None, f"This failed with {type(problem).__name__}; the server's log says more.", 0.0
-            if not job.stopped:
-                document.add_next_tick_callback(partial(self._finish, job, *outcome))
+            self._later(job, document, partial(self._finish, job, *outcome))
 
-    def _finish(self, job: Job, result: Any, problem: str, seconds: float) -> None:
+    def _finish(self, job: Job, result: Any, problem: str, seconds: float, waits: int = 0) -> None:
         """Show a result or its error, if nothing newer was asked meanwhile."""
         if job is not self._job or job.stopped:
             return
+        if not pn.state.loaded and waits < WAITS:  # a table that is still being built takes no rows
+            again = partial(self._finish, job, result, problem, seconds, waits + 1)
+            self._document.add_timeout_callback(again, PAUSE)
+            return
+        drop_nothing(self._document)
         with pn.io.hold():
             if not problem:
                 try:
@@ -146,9 +166,23 @@ class Live(pn.viewable.Viewer):
                     problem = str(found)
             self._say(problem or f"Ready in {seconds:.2f} s.", bad=bool(problem))
 
+    def _later(self, job: Job, document: Any, callback: Callable[[], None]) -> None:
+        """Have the page's own thread do something next, from any thread.
+
+        The document is touched by the loop alone: what another thread adds while Panel holds back a page's
+        changes is lost every now and then, and with it the answer.
+        """
+
+        def add() -> None:
+            if not job.stopped:
+                document.add_next_tick_callback(callback)
+
+        self._loop.add_callback(add)
+
     def _tell(self, text: str) -> None:
         if self._document is not None:
-            self._document.add_next_tick_callback(partial(self._say, f"{self._doing}: {text}", busy=True))
+            say = partial(self._say, f"{self._doing}: {text}", busy=True)
+            self._later(self._job, self._document, say)
 
     def _say(self, text: str, *, busy: bool = False, bad: bool = False) -> None:
         self._line.param.update(object=text, css_classes=["live", *["busy"] * busy, *["bad"] * bad])

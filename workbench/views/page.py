@@ -17,7 +17,9 @@ from workbench.views.live import Live
 from workbench.views.saved import saved_page
 from workbench.views.serving import app_about, app_paths
 from workbench.views.text import Text
+from workbench.views.unsent import drop_nothing, send_what_waits
 
+MARGIN = (5, 10)  # of what folds, so that it stands below the controls: pixels
 _BAD = {
     "color": "var(--bad, #8a2b00)",
     "background": "var(--bad-paper, #fdf1ea)",
@@ -25,6 +27,7 @@ _BAD = {
     "padding": "6px 10px",
 }
 _MUTED = {"color": "var(--muted, #566270)", "font-size": "13px"}
+_START = '<p>The <a href="index">first page</a> trains models and lists what there is.</p>'
 _COPY = """
 const link = window.location.href
 if (navigator.clipboard) {
@@ -106,7 +109,15 @@ def code_of(lines: list[str]) -> pn.Accordion:
     """Show the notebook code that makes the same figure."""
     styles = {"font-family": "monospace", "font-size": "12px"}
     code = Text("\n".join(lines), styles=styles, sizing_mode="stretch_width")
-    return pn.Accordion(("Notebook code", code), sizing_mode="stretch_width")
+    return pn.Accordion(("Notebook code", code), sizing_mode="stretch_width", margin=MARGIN)
+
+
+def show_code(code: pn.Accordion, lines: list[str]) -> None:
+    """Show other code in what :func:`code_of` made.
+
+    The part stays: parts that are replaced while a slow browser still draws the page can get lost in it.
+    """
+    code[0].object = "\n".join(lines)
 
 
 def footer(run: Run) -> Text:
@@ -115,8 +126,24 @@ def footer(run: Run) -> Text:
     parts = (
         f"run {run.folder.name}", f"recipe {run.recipe['name']}", f"commit {made['commit'][:12]}",
         f"data {made['data_sha256'][:12]}", f"device {made['device']}", f"seeds {made['seeds']}",
+        *["a recipe at its smallest: its numbers mean nothing"] * ("tiny" in run.recipe.get("sets", ())),
     )  # fmt: skip
     return note(" · ".join(parts))
+
+
+def origin(run: Run, model: str = "", rows: str = "", *, kept: bool = False) -> str:
+    """Say in a line where the numbers of a table come from, for :func:`workbench.views.tables.fill`.
+
+    Args:
+        run: that made or holds them.
+        model: whose numbers they are; empty if the table names several.
+        rows: what they are taken over: a split, pairs, groups.
+        kept: whether the model that the run kept gave them now, which is the first seed's.
+    """
+    seeds = run.provenance["seeds"]
+    trained = f"seed {seeds[0]}" if kept else f"seeds {', '.join(map(str, seeds))}"
+    named = [f"model {model}, {trained}" if model else trained]
+    return "; ".join([*[rows] * bool(rows), *named, f"run {run.folder.name}"])
 
 
 def framed(body: pn.viewable.Viewable, title: str, here: str, lead: str = "") -> pn.Template:
@@ -141,6 +168,7 @@ def start_page() -> None:
     """Load what pages need, once per page: no icon font and no address but the server's own."""
     style = files("workbench").joinpath("templates/dashboard_parts.css").read_text("utf-8")
     pn.extension("plotly", "tabulator", throttled=True, raw_css=[style])
+    send_what_waits()
     if pn.state.curdoc is not None:
         # Panel sets this only when it writes the page; a browser that comes back to a session that has ended
         # gets a new one without that step, and would be sent to another machine for every style.
@@ -166,7 +194,11 @@ def open_view(
     body = pn.Column(sizing_mode="stretch_width")
 
     def build(_: object = None) -> None:
-        body[:] = [shown(lambda: view(session, state, problem))]
+        drop_nothing(pn.state.curdoc)
+        try:
+            body[:] = [view(session, state, problem)]
+        except WorkbenchError as unusable:
+            body[:] = [banner(str(unusable)), pn.pane.HTML(_START)]
 
     prepare = getattr(view, "prepare", None)
     if prepare is None or not session.runs():

@@ -16,9 +16,21 @@ from workbench.model import HyperCL
 from workbench.pair_changes import check_length, shows_texts
 from workbench.pair_comparison import HIDDEN, Compared, Comparer
 from workbench.session import Session
-from workbench.view_state import SimilarityState, ViewError
+from workbench.view_state import LONGEST_OWN, LONGEST_TEXT, SimilarityState, ViewError
+from workbench.views.attribution import Question, WordsView
 from workbench.views.live import Job, Live
-from workbench.views.page import banner, beside, code_of, copy_button, footer, keep_link, note, save_button
+from workbench.views.page import (
+    banner,
+    beside,
+    code_of,
+    copy_button,
+    footer,
+    keep_link,
+    note,
+    origin,
+    save_button,
+    show_code,
+)
 from workbench.views.tables import downloads, fill, table_of
 from workbench.views.text import Text
 
@@ -35,6 +47,21 @@ _COLUMNS = (
     "row", "sentence1", "sentence2", "condition", "condition_kind", "plain", "conditioned", "change", "gold",
     "rank_plain", "rank_conditioned", "rank_move", "quadrant",
 )  # fmt: skip
+_MEANINGS = {  # of the columns, for the hover
+    "plain": "cosine of the two sentences by the plain encoder, -1 to 1",
+    "change": "conditioned minus plain, -2 to 2",
+    "gold": "how alike the two are by the data, 0 to 1",
+    "rank_plain": "place by the plain cosine, 1 is most alike",
+    "rank_conditioned": "place by the conditioned cosine, 1 is most alike",
+    "rank_move": "places climbed towards most alike",
+}
+_FLIPPED = {
+    "above": "row that was more alike",
+    "below": "row that is more alike under the condition",
+    "plain": "difference of their plain cosines, above 0",
+    "conditioned": "difference of their conditioned cosines, below 0",
+    "size": "the smaller of the two differences without its sign",
+}
 _HINT = "Click a line, a dot, a cell or a table's row: what parts that pair most is then shown."
 
 
@@ -103,6 +130,7 @@ class PairsView(pn.viewable.Viewer):
         Raises:
             RunError: no finished run of Hyper-CL, none of the link's recipe, or one that kept no model.
         """
+        super().__init__()  # first: until then, what is offered here would be offered by every page's view
         self._session, self._problem, self._comparer = session, problem, Comparer(session)
         self._run = session.run(state.recipe, "hyper_cl")
         names = list(bundled.attributes())
@@ -110,15 +138,16 @@ class PairsView(pn.viewable.Viewer):
         self.param.recipe.objects = list(session.runs("hyper_cl"))
         offered = self._comparer.models(self._run, state.pairs)
         self.param.model.objects = offered
-        super().__init__(
-            recipe=self._run.recipe["name"], pairs=state.pairs, own=state.own or _EXAMPLE,
-            model=state.model if state.model in offered else offered[0], condition=state.condition,
-            strength=state.strength, chosen=state.chosen,
-            attribute=state.attribute if state.attribute in names else "",
-        )  # fmt: skip
+        with param.parameterized.discard_events(self):
+            self.param.update(
+                recipe=self._run.recipe["name"], pairs=state.pairs, own=state.own or _EXAMPLE,
+                model=state.model if state.model in offered else offered[0], condition=state.condition,
+                strength=state.strength, chosen=state.chosen,
+                attribute=state.attribute if state.attribute in names else "",
+            )  # fmt: skip
         self._make_panes()
         self._asked: SimilarityState | DataError | None = None
-        self._live = Live(self._work, self._draw, "Comparing")
+        self.live = Live(self._work, self._draw, "Comparing")
         self._ask()
 
     @staticmethod
@@ -160,7 +189,7 @@ class PairsView(pn.viewable.Viewer):
             request = problem
         if request != self._asked:  # several controls may have changed for one question
             self._asked = request
-            self._live.ask(request)
+            self.live.ask(request)
 
     def compared(self) -> Compared:
         """Compute what is asked for now, for notebooks.
@@ -194,9 +223,10 @@ class PairsView(pn.viewable.Viewer):
 
         self._slopes, self._quadrants, self._parted = pane(), pane(), pane()
         self._matrices = [pane(275) for _ in range(3)]
+        self._words = WordsView(self._session)
         self._said, self._told, self._sentences = note(""), note(""), note("")
         self._table, self._flips = table_of(self._pick), table_of(self._pick, "above")
-        self._code = pn.Column(sizing_mode="stretch_width")
+        self._code = code_of([])
 
     def _pick(self, row: int) -> None:
         self.chosen = row
@@ -252,10 +282,26 @@ class PairsView(pn.viewable.Viewer):
         )
         self._sentences.param.update(object="\n".join(numbered), visible=bool(numbered))
         self._said.object, self._told.object = compared.summary(), self._next(compared)
+        self._words.ask_about(self._question(compared))
         columns = [name for name in _COLUMNS if name in pairs.columns]
-        fill(self._table, pairs.select(columns).sort(pl.col("change").abs(), descending=True), chosen)
-        fill(self._flips, compared.turned(), chosen, "above")
-        self._code[:] = [code_of(self.code())]
+        told = {
+            "meanings": {**_MEANINGS, "conditioned": compared.said()},
+            "origin": origin(
+                self._run, self.model, f"{pairs.height:,} pairs", kept=compared.state.pairs != "run"
+            ),
+        }
+        movers = pairs.select(columns).sort(pl.col("change").abs(), descending=True)
+        fill(self._table, movers, chosen, **told)
+        fill(self._flips, compared.turned(), chosen, "above", **told | {"meanings": _FLIPPED})
+        show_code(self._code, self.code())
+
+    def _question(self, compared: Compared) -> Question | None:
+        """Return whose score can be followed to its words: the chosen pair's, if a model can be asked."""
+        if compared.parted is None:
+            return None
+        row, state = compared.chosen.to_dicts()[0], compared.state
+        condition = row["condition"] if state.pairs == "run" else state.condition
+        return Question(self._run, state.model, row["sentence1"], row["sentence2"], condition)
 
     def _next(self, compared: Compared) -> str:
         """Say what to do next, or why something is not there."""
@@ -282,12 +328,13 @@ class PairsView(pn.viewable.Viewer):
             "view.figure(view.compared())",
         ]
 
-    def _content(self) -> list[pn.viewable.Viewable]:
+    def _content(self) -> list[pn.viewable.Viewable | pn.viewable.Viewer]:
         """Return texts, figures and tables in their order."""
         return [
             self._said,
             pn.FlexBox(self._slopes, self._quadrants, sizing_mode="stretch_width"),
             self._told,
+            self._words,
             self._parted,
             pn.FlexBox(*self._matrices, sizing_mode="stretch_width"),
             self._sentences,
@@ -305,8 +352,12 @@ class PairsView(pn.viewable.Viewer):
         made, typed = pn.widgets, self._shown_for("bundled", "own")
         controls = pn.Column(
             *(made.Select.from_param(self.param[name], width=300) for name in ("recipe", "model", "pairs")),
-            made.TextAreaInput.from_param(self.param.own, width=300, rows=5, visible=self._shown_for("own")),
-            made.TextInput.from_param(self.param.condition, width=300, visible=typed),
+            made.TextAreaInput.from_param(
+                self.param.own, max_length=LONGEST_OWN, width=300, rows=5, visible=self._shown_for("own")
+            ),
+            made.TextInput.from_param(
+                self.param.condition, max_length=LONGEST_TEXT, width=300, visible=typed
+            ),
             made.FloatSlider.from_param(self.param.strength, width=300, visible=typed),
             made.Select.from_param(self.param.attribute, width=300, visible=self._shown_for("bundled")),
             made.IntInput.from_param(self.param.chosen, width=300),
@@ -315,6 +366,6 @@ class PairsView(pn.viewable.Viewer):
         numbers = downloads("pairs", lambda: self.compared().pairs)
         left = pn.Column(controls, pn.Row(copy_button(), saved), numbers, self._code)
         top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
-        right = pn.Column(self._live, *self._content(), sizing_mode="stretch_width")
+        right = pn.Column(self.live, *self._content(), sizing_mode="stretch_width")
         last = pn.bind(lambda _: footer(self._run), self.param.recipe)
         return pn.Column(*top, beside(left, right), last, sizing_mode="stretch_width")

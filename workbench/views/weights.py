@@ -18,10 +18,22 @@ from workbench.figures_weights import (
 from workbench.generated import EXAMPLES, PAPERS, Inspected, generating, inspect, inspectable
 from workbench.runs import Run
 from workbench.session import FIRST, Session
-from workbench.view_state import WeightsState
+from workbench.view_state import LONGEST_TEXT, WeightsState
 from workbench.views.live import Job, Live
-from workbench.views.page import banner, beside, code_of, copy_button, footer, keep_link, note, save_button
+from workbench.views.page import (
+    banner,
+    beside,
+    code_of,
+    copy_button,
+    footer,
+    keep_link,
+    note,
+    origin,
+    save_button,
+    show_code,
+)
 from workbench.views.tables import downloads, fill, table_of
+from workbench.weight_distances import MEASURES
 
 _FIGURES = (
     "matrix", "spectrum", "layers", "scales", "distances", "tree", "nearest", "directions", "attributes",
@@ -37,10 +49,38 @@ _NOTES = {
     "hyper_cl": "A typed condition beside the data's own; directions and attributes are those of the bundled "
     "sentences, and models that pool tokens anew are shown on the plain embeddings.",
     "hyper_cl_kg": "A typed relation beside the graph's own; entities are not loaded.",
-    "hyper_clip": "Typed classes beside the class sets of the scenes; generated numbers, before statistics "
+    "hyper_clip": "Typed classes beside the class sets of the run's data; numbers before statistics "
     "are fitted to the task.",
     "hyper_align": "Connectors as the run kept them, from one text encoder to every image encoder.",
 }
+_MEANINGS = {  # of the columns of each table, for the hover
+    "": {
+        "norm": "Frobenius norm of the generated weight, an added identity left out; 0 or more",
+        "distance": "to the one that is shown, by the chosen measure",
+        "effective_rank": "exp of the entropy of the singular values' shares, of the matrix as it acts",
+        "width": "numbers of an image's features",
+        "overlap": "share of the main directions read that both read, 0 to 1",
+    },
+    "directions": {
+        "direction": "number by singular value, from the largest",
+        "singular_value": "of the matrix as it acts",
+        "before": "share of the bundled sentences' variance along it, 0 to 1",
+        "after": "the same after the matrix, 0 to 1",
+    },
+    "attributes": {
+        "before": "share of the variance between the attribute's values, plain encoder, 0 to 1",
+        "after": "the same under the condition, 0 to 1",
+        "floor": "the same for groups dealt at random",
+        "count": "bundled sentences that have the attribute",
+    },
+    "layers": {
+        "mean_absolute": "mean size of the generated changes of the layer's channels, 0 or more",
+        "mean": "their mean with sign",
+    },
+    "distances": {"distance": "between the two, by the chosen measure"},
+    "singular values": {"number": "from the largest", "value": "singular value of the matrix as it acts"},
+    "matrix": {"row": "direction read", "column": "direction written", "value": "entry as it is drawn"},
+}  # fmt: skip
 
 
 class WeightsView(pn.viewable.Viewer):
@@ -53,6 +93,7 @@ class WeightsView(pn.viewable.Viewer):
     slot = param.Selector(default="", objects=[""], doc="What is looked at.")
     shown = param.Selector(default="", objects=[""], doc="Whose matrix is drawn, and what is nearest to it.")
     minus_mean = param.Boolean(default=False, doc="Draw what differs from the mean of the known ones.")
+    measure = param.Selector(default="", objects=[""], doc="What is meant by distance; said at the top.")
     numbers = param.Selector(default="", objects=[""], doc="Which numbers the table shows.")
 
     def __init__(self, session: Session, state: WeightsState, problem: str = "") -> None:
@@ -66,6 +107,7 @@ class WeightsView(pn.viewable.Viewer):
         Raises:
             RunError: no finished run that kept weights, or not the link's.
         """
+        super().__init__()  # first: until then, what is offered here would be offered by every page's view
         self._session, self._problem = session, problem
         self._found: Inspected | None = None
         self._asked: WeightsState | None = None
@@ -73,16 +115,17 @@ class WeightsView(pn.viewable.Viewer):
         self.param.recipe.objects = list(inspectable(session))
         offered = generating(self._run)
         self.param.model.objects = offered
-        for name in _FIRST:  # what can be chosen is known once the weights are there
+        for name in (*_FIRST, "measure"):  # what can be chosen is known once the weights are there
             self.param[name].objects = [*dict.fromkeys(["", getattr(state, name)])]
         example = EXAMPLES.get(self._paper, "")
-        super().__init__(
-            recipe=self._run.recipe["name"], model=state.model if state.model in offered else offered[0],
-            condition=example if state.condition is None else state.condition, other=state.other,
-            slot=state.slot, shown=state.shown, minus_mean=state.minus_mean,
-        )  # fmt: skip
+        with param.parameterized.discard_events(self):
+            self.param.update(
+                recipe=self._run.recipe["name"], model=state.model if state.model in offered else offered[0],
+                condition=example if state.condition is None else state.condition, other=state.other,
+                slot=state.slot, shown=state.shown, minus_mean=state.minus_mean, measure=state.measure,
+            )  # fmt: skip
         self._make_panes()
-        self._live = Live(self._work, self._draw, "Generating")
+        self.live = Live(self._work, self._draw, "Generating")
         self._ask()
 
     @staticmethod
@@ -113,15 +156,15 @@ class WeightsView(pn.viewable.Viewer):
 
     def state(self) -> WeightsState:
         """Return what is shown as a value for a link."""
-        names = ("recipe", "model", "condition", "other", "slot", "shown", "minus_mean")
+        names = ("recipe", "model", "condition", "other", "slot", "shown", "minus_mean", "measure")
         return WeightsState(**{name: getattr(self, name) for name in names})
 
-    @param.depends("model", "condition", "other", "slot", "shown", "minus_mean", watch=True)
+    @param.depends("model", "condition", "other", "slot", "shown", "minus_mean", "measure", watch=True)
     def _ask(self) -> None:
         state = self.state()
         if state != self._asked:  # several controls may have changed for one question
             self._asked = state
-            self._live.ask(state)
+            self.live.ask(state)
 
     def inspected(self) -> Inspected:
         """Generate and measure what is asked for now, for notebooks.
@@ -145,7 +188,7 @@ class WeightsView(pn.viewable.Viewer):
             for name in _FIGURES
         }  # fmt: skip
         self._table = table_of()
-        self._code = pn.Column(sizing_mode="stretch_width")
+        self._code = code_of([])
         self._about = note("")
 
     @staticmethod
@@ -177,6 +220,11 @@ class WeightsView(pn.viewable.Viewer):
             self.param[name].objects = {_FIRST[name]: "", **{value: value for value in values}}
             if getattr(self, name) not in values:
                 setattr(self, name, "")
+        # The first is what an empty choice means.
+        labels = zip(["", *found.measures[1:]], found.measures, strict=True)
+        self.param.measure.objects = {MEASURES[name].label: value for value, name in labels}
+        if self.measure not in found.measures[1:]:
+            self.measure = ""
         self.param.numbers.objects = list(found.tables)
         self.numbers = self.numbers if self.numbers in found.tables else next(iter(found.tables))
         self._fill()
@@ -186,13 +234,15 @@ class WeightsView(pn.viewable.Viewer):
             if name in figures:
                 pane.object = figures[name]
             pane.visible = name in figures
-        self._about.object = _NOTES[self._paper]
-        self._code[:] = [code_of(self.code())]
+        self._about.object = f"{_NOTES[self._paper]}\n{MEASURES[found.measure].answers}"
+        show_code(self._code, self.code())
 
     @param.depends("numbers", watch=True)
     def _fill(self) -> None:
         if self._found is not None and self.numbers in self._found.tables:
-            fill(self._table, self._found.tables[self.numbers])
+            meanings = {**_MEANINGS[""], **_MEANINGS.get(self.numbers, {})}
+            made = origin(self._run, self.model, kept=True)
+            fill(self._table, self._found.tables[self.numbers], meanings=meanings, origin=made)
 
     def code(self) -> list[str]:
         """Return notebook code that makes the same figures."""
@@ -217,12 +267,12 @@ class WeightsView(pn.viewable.Viewer):
         parts = [made.Select.from_param(one.recipe, width=300), made.Select.from_param(one.model, width=300)]
         if first:
             parts += [
-                made.TextInput.from_param(one.condition, label=first, width=300),
-                made.TextInput.from_param(one.other, label=second, width=300),
+                made.TextInput.from_param(one.condition, label=first, max_length=LONGEST_TEXT, width=300),
+                made.TextInput.from_param(one.other, label=second, max_length=LONGEST_TEXT, width=300),
             ]
         if slot:
             parts.append(made.Select.from_param(one.slot, label=slot, width=300))
-        parts.append(made.Select.from_param(one.shown, width=300))
+        parts += [made.Select.from_param(self.param[name], width=300) for name in ("shown", "measure")]
         if self._paper in ("hyper_cl", "hyper_cl_kg"):
             parts.append(made.Checkbox.from_param(one.minus_mean, label="minus the mean of the known"))
         return pn.Column(*parts)
@@ -236,7 +286,7 @@ class WeightsView(pn.viewable.Viewer):
             pn.widgets.Select.from_param(self.param.numbers, width=300), numbers,
         )  # fmt: skip
         top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
-        right = pn.Column(self._live, *self._content(), sizing_mode="stretch_width")
+        right = pn.Column(self.live, *self._content(), sizing_mode="stretch_width")
         last = pn.bind(lambda _: footer(self._run), self.param.recipe)
         return pn.Column(*top, beside(left, right), last, sizing_mode="stretch_width")
 

@@ -2,11 +2,31 @@
 
 import panel as pn
 import param
+import polars as pl
 
 from workbench.figures_zoo import agreement_figure, cost_figure, pair_matrix_figure, scale_figure
 from workbench.session import Session
 from workbench.view_state import ZooState
-from workbench.views.page import banner, beside, code_of, copy_button, footer, keep_link, save_button, shown
+from workbench.views.page import (
+    banner,
+    beside,
+    code_of,
+    copy_button,
+    footer,
+    keep_link,
+    note,
+    origin,
+    save_button,
+    shown,
+)
+from workbench.views.tables import downloads, fill, table_of
+from workbench.zoo_scores import pair_means
+
+_MEANINGS = {
+    "value": "test recall at 10, mean of both directions and over seeds, 0 to 1",
+    "against": "the same by the way that is compared with",
+    "difference": "value minus against",
+}
 
 
 class ZooView(pn.viewable.Viewer):
@@ -27,16 +47,18 @@ class ZooView(pn.viewable.Viewer):
         Raises:
             RunError: no finished run of a zoo, or none of the link's recipe.
         """
+        super().__init__()  # first: until then, what is offered here would be offered by every page's view
         self._session, self._problem = session, problem
         self._run = session.run(state.recipe, "hyper_align")
         self.param.recipe.objects = list(session.runs("hyper_align"))
         self._offer()
         ways = self.param.model.objects
-        super().__init__(
-            recipe=self._run.recipe["name"],
-            model=state.model if state.model in ways else ("search" if "search" in ways else ways[0]),
-            against=state.against if state.against in ways else self._run.recipe["reference"],
-        )
+        with param.parameterized.discard_events(self):
+            self.param.update(
+                recipe=self._run.recipe["name"],
+                model=state.model if state.model in ways else ("search" if "search" in ways else ways[0]),
+                against=state.against if state.against in ways else self._run.recipe["reference"],
+            )
 
     def _offer(self) -> None:
         """Offer the ways of the shown run."""
@@ -70,7 +92,22 @@ class ZooView(pn.viewable.Viewer):
             agreement_figure(run.scores, run.metrics, models, run.recipe["reference"]),
         ]
         panes = [pn.pane.Plotly(figure, sizing_mode="stretch_width") for figure in figures]
-        return pn.Column(*panes, sizing_mode="stretch_width")
+        table = table_of()
+        fill(table, self.numbers(), meanings=_MEANINGS, origin=origin(run, self.model, "test split"))
+        told = note("Every pair, the best first; controls are no candidates.")
+        return pn.Column(*panes, told, table, sizing_mode="stretch_width")
+
+    def numbers(self) -> pl.DataFrame:
+        """Return every pair by the shown way and by the other, the best first, controls last."""
+        means = pair_means(self._run.scores)
+        own, other = (
+            means.filter(model=name).select("text", "image", "control", "value")
+            for name in (self.model, self.against)
+        )
+        other = other.select("text", "image", against="value")
+        found = own.join(other, on=["text", "image"], how="left", maintain_order="left")
+        found = found.with_columns(difference=pl.col("value") - pl.col("against"))
+        return found.sort("control", "value", descending=[False, True], maintain_order=True)
 
     @param.depends("recipe", "model", "against")
     def _code(self) -> pn.viewable.Viewable:
@@ -87,7 +124,7 @@ class ZooView(pn.viewable.Viewer):
         """Lay out controls, figures and footer; narrow screens stack them."""
         controls = pn.Param(self, parameters=["recipe", "model", "against"], show_name=False, width=300)
         saved = save_button("zoo", lambda: pn.Column(self._content(), footer(self._run)))
-        left = pn.Column(controls, pn.Row(copy_button(), saved), self._code)
+        left = pn.Column(controls, pn.Row(copy_button(), saved), downloads("pairs", self.numbers), self._code)
         top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
-        right = pn.Column(self.content)
+        right = pn.Column(self.content, sizing_mode="stretch_width")
         return pn.Column(*top, beside(left, right), footer(self._run), sizing_mode="stretch_width")

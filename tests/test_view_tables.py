@@ -1,0 +1,83 @@
+"""Tables of a view: every number says where it comes from, and names in it stay text."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from workbench.runs import Run
+from workbench.views.page import origin
+from workbench.views.tables import fill, table_of
+
+FRAME = pl.DataFrame(
+    {"name": ["one", "two"], "norm": [1.23456, 2.0], "count": [3, 4], "typed": [True, False]}
+)
+
+
+class Made(Run):
+    """Stands for a finished run."""
+
+    provenance = {"seeds": [7, 8, 9]}
+
+
+def filled(frame=FRAME, **told):
+    table = table_of()
+    fill(table, frame, **told)
+    return table
+
+
+def test_every_number_and_header_says_how_it_is_computed_and_where_it_comes_from():
+    table = filled(meanings={"norm": "Frobenius norm"}, origin="run r-1")
+    assert set(table.formatters) == {"name", "norm", "count"}
+    assert "norm: Frobenius norm; run r-1" in table.formatters["norm"].template
+    assert table.header_tooltips["norm"] == "norm: Frobenius norm; run r-1"
+    # A usual column is known without being told, and a table may say more of it.
+    assert table.header_tooltips["count"] == "count: how many it is taken over; run r-1"
+    assert filled(meanings={"count": "rows"}).header_tooltips["count"] == "count: rows"
+    assert filled().header_tooltips["name"] == "name"
+
+
+def test_a_number_names_its_row_by_the_rows_number_or_by_its_first_text():
+    assert 'obj["name"] + ": " + ' in filled().formatters["norm"].template
+    numbered = filled(FRAME.with_row_index("row"))
+    assert '"row " + obj["row"] + ", " + ' in numbered.formatters["norm"].template
+    assert "obj[" not in filled(FRAME.select("norm")).formatters["norm"].template
+
+
+def test_a_headers_markup_is_escaped_and_a_template_cannot_be_left():
+    hostile = '<img src=x onerror=alert(1)> %> <%= 1 %> "'
+    table = filled(FRAME.rename({"norm": hostile}), origin=hostile)
+    assert table.titles[hostile].startswith("&lt;img")
+    assert "<img" not in table.header_tooltips[hostile]
+    template = table.formatters[hostile].template
+    # The two that belong to the template: the hover and the number.
+    assert (template.count("<%"), template.count("%>")) == (2, 2)
+
+
+def test_other_rows_bring_other_columns_and_keep_none_of_the_old():
+    table = filled(origin="run r-1")
+    fill(table, pl.DataFrame({"text": ["a"], "value": [0.5]}))
+    assert set(table.formatters) == set(table.titles) == {"text", "value"}
+    assert "r-1" not in table.header_tooltips["value"]
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({}, "seeds 7, 8, 9; run r-1"),
+        ({"model": "m", "kept": True}, "model m, seed 7; run r-1"),
+        ({"model": "m", "rows": "12 pairs"}, "12 pairs; model m, seeds 7, 8, 9; run r-1"),
+    ],
+)
+def test_an_origin_names_rows_model_seeds_and_run(told, said):
+    assert origin(Made(Path("r-1")), **told) == said
+
+
+# Panel calls pandas 3.1 in a way that pandas is about to drop; tables work.
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+def test_a_table_that_was_sorted_by_a_column_takes_rows_without_it():
+    table = filled()
+    table.sorters = [{"field": "norm", "dir": "asc"}, {"field": "count", "dir": "desc"}]
+    fill(table, FRAME.drop("norm"))
+    assert table.sorters == [{"field": "count", "dir": "desc"}]
+    assert list(table.value) == ["name", "count", "typed"]
