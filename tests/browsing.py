@@ -1,5 +1,6 @@
 """What all page tests share: the marks, a browser, a server on a free port."""
 
+import re
 import shutil
 import socket
 import time
@@ -11,6 +12,7 @@ import pytest
 
 CHROMIUM = shutil.which("chromium")
 WAIT = 120_000  # milliseconds at most: a slow machine reads what a page needs from a cold disk first
+_STATES = re.compile("Loading the model|Generating|Measuring|Comparing|Moving the|Cancelled|failed")
 IN_A_BROWSER = [
     pytest.mark.app,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
@@ -34,6 +36,24 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def wait_until_ready(page, wrong: list[str]) -> None:
+    """Wait until a page says that it shows its numbers; if it never does, fail with what the browser said."""
+    from playwright.sync_api import TimeoutError as Late
+
+    try:
+        page.get_by_text("Ready in").first.wait_for(timeout=WAIT)
+    except Late:
+        states = page.get_by_text(_STATES).all_inner_texts()
+        pytest.fail(f"never ready; the page says {states}, the browser {wrong}")
+
+
+def wait_for_other_text(part, before: str) -> None:
+    """Wait until a part of a page says something else than before."""
+    from playwright.sync_api import expect
+
+    expect(part).not_to_have_text(before, use_inner_text=True, timeout=WAIT)
 
 
 @contextmanager

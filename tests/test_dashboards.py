@@ -22,7 +22,7 @@ from workbench.views.index import IndexView
 from workbench.views.page import footer, shown
 from workbench.views.saved import saved_page
 from workbench.views.serving import APPS, app_about, app_paths, login_options, serve_apps
-from workbench.views.tables import fill, table_of
+from workbench.views.tables import TablePlace
 
 
 class Finished(Run):
@@ -81,11 +81,11 @@ def test_the_attribute_that_the_condition_names_colours_the_map_until_another_is
 
 def test_changing_the_strength_moves_map_and_table_and_link():
     one = view(condition="the kind", strength=0.0)
-    before, table = list(one._map.object.data[1].x), one.table.value
+    before, table = list(one._map.figure.data[1].x), one.table.table.value
     assert set(table["moved"]) == {0.0}
     one.strength = 1.0
-    assert list(one._map.object.data[1].x) != before
-    assert min(one.table.value["moved"]) > 0.5
+    assert list(one._map.figure.data[1].x) != before
+    assert min(one.table.table.value["moved"]) > 0.5
     assert unpack(pack(one.state()), ConditionsState).strength == 1.0
 
 
@@ -95,8 +95,8 @@ def test_a_clicked_point_is_marked_in_map_and_table_and_its_neighbours_are_liste
     one._click(Event(**event))
     assert one.clicked == 11
     assert "Nearest to: text 11" in texts_in(one.results())
-    assert (one.table.selection, one.table.page) == ([11], 2)  # ten rows a page
-    marked = one._map.object.data[-1]
+    assert (one.table.table.selection, one.table.table.page) == ([11], 2)  # ten rows a page
+    marked = one._map.figure.data[-1]
     assert (marked.name, marked.x[0]) == ("chosen", one._shown.moved.frame["x1"][11])
 
 
@@ -104,15 +104,15 @@ def test_a_row_chosen_in_the_table_is_marked_in_the_map():
     one = view(condition="the kind")
     one._pick(5)
     assert one.clicked == 5
-    assert one._map.object.data[-1].x[0] == one._shown.moved.frame["x1"][5]
+    assert one._map.figure.data[-1].x[0] == one._shown.moved.frame["x1"][5]
 
 
 def test_an_unusable_condition_is_said_and_the_map_stays():
     one = view(condition="the kind")
-    drawn = one._map.object
+    drawn = one._map.figure
     one.condition = "  "
     assert "empty" in one.live.said
-    assert one._map.object is drawn
+    assert one._map.figure is drawn
 
 
 def test_markup_is_shown_and_not_read():
@@ -158,7 +158,7 @@ def numbers_in(text):
 def test_own_texts_are_shown_and_stay_out_of_the_link():
     one = view(condition="the kind", clicked=20)
     one.bring(pasted_texts("text 1\ntext 2\ntext 3\ntext 4"))
-    assert one.table.value["text"].to_list() == ["text 1", "text 2", "text 3", "text 4"]
+    assert one.table.table.value["text"].to_list() == ["text 1", "text 2", "text 3", "text 4"]
     assert one.clicked is None
     state = unpack(pack(one.state()), ConditionsState)
     assert state.own == 4
@@ -166,20 +166,20 @@ def test_own_texts_are_shown_and_stay_out_of_the_link():
     again = ConditionsView(OneRun(), state)
     assert "4 texts of somebody's own" in again._problem
     one.bring(None)
-    assert len(one.table.value) == 24
+    assert len(one.table.table.value) == 24
 
 
 def test_a_bad_file_is_said_and_nothing_changes():
     one = view(condition="the kind")
     one._upload.param.update(filename="<img src=x>.csv", value=b"sentence\na\n")
     assert "<img src=x>.csv has no column named text" in texts_in(one._said)
-    assert len(one.table.value) == 24
+    assert len(one.table.table.value) == 24
 
 
 def test_texts_without_attributes_are_one_colour_and_have_no_agreement():
     one = view(condition="the kind")
     one.bring(pasted_texts("text 1\ntext 2\ntext 3"))
-    assert [trace.name for trace in one._map.object.data[1:]] == ["sentences"]
+    assert [trace.name for trace in one._map.figure.data[1:]] == ["sentences"]
     assert not one._purity.visible
 
 
@@ -199,9 +199,9 @@ def test_dashboard_notebook_code_and_saved_report_agree_number_for_number(tmp_pa
     *_, make, draw = one.code()
     exec(make, names)  # what a person pastes into a notebook, over the same run
     pasted = eval(draw, names)
-    assert pasted.to_json() == one._map.object.to_json()
+    assert pasted.to_json() == one._map.figure.to_json()
     report = saved_page("conditions", one._saved()).getvalue()
-    for figure in (one._map.object, one._purity.object, one._cluster_pane.object):
+    for figure in (one._map.figure, one._purity.figure, one._grouped.figure):
         data = figure.to_html(full_html=False, include_plotlyjs=False, div_id="same")
         assert data[data.index("[{") : data.rindex("}]")] in report
     moved = one._shown.moved
@@ -213,8 +213,8 @@ def test_dashboard_notebook_code_and_saved_report_agree_number_for_number(tmp_pa
 
 def test_a_saved_report_escapes_text_and_cuts_long_tables_aloud():
     values = pl.DataFrame({"text": ["<script>alert(1)</script>"] * 2001, "value": [0.12346] * 2001})
-    table = table_of()
-    fill(table, values)
+    table = TablePlace()
+    table.show(values)
     page = saved_page("a & b", pn.Column(pn.pane.Str("<b>"), table)).getvalue()
     assert "<script>alert(1)" not in page
     assert page.count("&lt;script&gt;alert(1)") == 2000

@@ -64,6 +64,7 @@ def test_typed_class_names_change_answers_table_and_address(visit):
     type_names(page, "red, blue")
     page.get_by_text("240 pictures").first.wait_for(timeout=WAIT)
     page.get_by_text("is red").first.wait_for(timeout=WAIT)
+    page.locator(".tabulator-row").nth(2).wait_for(timeout=WAIT)
     assert page.locator(".tabulator-row").count() == 3
     assert foreign == []
     assert said == []

@@ -3,7 +3,7 @@
 import pytest
 from bokeh.client import pull_session
 
-from tests.browsing import IN_A_BROWSER, free_port, served
+from tests.browsing import IN_A_BROWSER, free_port, served, wait_for_other_text
 from tests.test_view_similarity import Counting, OneRun
 from tests.test_view_weights import Kept, SmallHyperCL
 from workbench.datasets.bundled import sentences
@@ -90,11 +90,12 @@ def test_a_page_has_roots(address, name):
 def test_typing_a_condition_changes_the_pairs_figures_and_their_table(visit, width):
     own = f"aaa xyz\tbbb xyz\nabc\t{HOSTILE}"
     page, wrong = visit("similarity", SimilarityState(pairs="own", own=own, condition="abc"), width)
-    before = page.locator(".tabulator-row").first.inner_text()
+    row = page.locator(".tabulator-row").first
+    before = row.inner_text()
     type_condition(page, "xyz only")
     page.get_by_text("xyz only").locator("visible=true").first.wait_for(timeout=PATIENCE)
     page.wait_for_function("location.search.length > 0")
-    assert page.locator(".tabulator-row").first.inner_text() != before
+    wait_for_other_text(row, before)
     assert page.locator("img[src=x]").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert wrong == []

@@ -64,12 +64,12 @@ def test_strength_zero_moves_no_pair():
 
 def test_a_typed_condition_changes_slopes_matrices_and_table():
     one = view(condition="abc")
-    before = one._table.value["conditioned"].tolist(), one._matrices[1].object.data[0].z
+    before = one._table.table.value["conditioned"].tolist(), one._matrices[1].figure.data[0].z
     one.condition = "xyz"
-    after = one._table.value["conditioned"].tolist(), one._matrices[1].object.data[0].z
+    after = one._table.table.value["conditioned"].tolist(), one._matrices[1].figure.data[0].z
     assert before[0] != after[0]
     assert not np.allclose(before[1], after[1])
-    assert "xyz" in one._slopes.object.layout.xaxis.ticktext
+    assert "xyz" in one._slopes.figure.layout.xaxis.ticktext
 
 
 def test_a_click_on_any_figure_chooses_the_pair_everywhere():
@@ -79,15 +79,15 @@ def test_a_click_on_any_figure_chooses_the_pair_everywhere():
     assert one.chosen == one.state().chosen == 1
     assert one._parted.visible
     assert "abc" in one._told.object
-    assert [trace.name for trace in one._slopes.object.data][-1] == "chosen"
-    assert one._table.value["row"].iloc[one._table.selection[0]] == 1
-    assert len(one._matrices[2].object.layout.shapes) == 2  # the cell and its mirror image
+    assert [trace.name for trace in one._slopes.figure.data][-1] == "chosen"
+    assert one._table.table.value["row"].iloc[one._table.table.selection[0]] == 1
+    assert len(one._matrices[2].figure.layout.shapes) == 2  # the cell and its mirror image
     click(one, -1)  # a cell that belongs to no pair
     assert one.chosen == 1
 
 
 def test_before_and_after_share_their_colours_and_the_change_is_about_zero():
-    before, after, change = (pane.object.data[0] for pane in view()._matrices)
+    before, after, change = (pane.figure.data[0] for pane in view()._matrices)
     assert (before.zmin, before.zmax) == (after.zmin, after.zmax) == (-1, 1)
     assert change.zmin == -change.zmax
     np.testing.assert_allclose(np.array(after.z) - np.array(before.z), np.array(change.z), atol=1e-9)
@@ -95,13 +95,13 @@ def test_before_and_after_share_their_colours_and_the_change_is_about_zero():
 
 def test_numbers_say_how_they_are_computed_and_over_what():
     one = view(condition="<b>abc</b>", strength=0.5)
-    for table in (one._table, one._flips):
+    for table in (one._table.table, one._flips.table):
         for column, values in table.value.items():
             if values.dtype.kind in "iuf":
                 said = table.header_tooltips[column]
                 assert said.startswith(f"{column}: ")
                 assert said.endswith("3 pairs; model model, seed 0; run letters-0")
-    assert "&lt;b&gt;abc&lt;/b&gt;&#x27; at strength 0.5" in one._table.header_tooltips["conditioned"]
+    assert "&lt;b&gt;abc&lt;/b&gt;&#x27; at strength 0.5" in one._table.table.header_tooltips["conditioned"]
 
 
 def followed(asked):
@@ -159,11 +159,11 @@ def test_the_chosen_pairs_score_is_followed_to_words_when_asked_and_not_before()
     table = one._words.table()
     assert table["word"].to_list() == ["abc", "de", "aaa", "b", "ccc", "d"]
     assert table["value"].to_list() == [3, -2, 3, -2, 3, -2]
-    figure = one._words.panes[0].object
+    figure = one._words.panes[0].figure
     # (3 - 2) - (0.5 - 0.25) = 0.75 is missed of 0.25: three times as much.
     assert "completeness error 300.00%" in figure.layout.title.text
     assert list(figure.layout.yaxis.ticktext) == ["abc", "de"]
-    assert len({tuple(pane.object.layout.xaxis.range) for pane in one._words.panes}) == 1
+    assert len({tuple(pane.figure.layout.xaxis.range) for pane in one._words.panes}) == 1
 
 
 def test_words_of_another_pair_or_condition_are_not_left_standing():
@@ -203,11 +203,11 @@ def test_the_code_shown_makes_the_same_state():
 
 def test_markup_is_escaped_in_figures_and_plain_in_tables():
     one = view(condition="<i>$y$</i>")
-    assert any("&lt;i&gt;&#36;y&#36;" in text for text in one._slopes.object.layout.xaxis.ticktext)
-    drawn = str(one._slopes.object.to_json()) + str(one._matrices[0].object.to_json())
+    assert any("&lt;i&gt;&#36;y&#36;" in text for text in one._slopes.figure.layout.xaxis.ticktext)
+    drawn = str(one._slopes.figure.to_json()) + str(one._matrices[0].figure.to_json())
     assert "<b>" not in drawn
-    assert "<b>$x$</b>" in set(one._table.value["sentence2"])
-    assert one._table.formatters["sentence2"] == {"type": "plaintext"}
+    assert "<b>$x$</b>" in set(one._table.table.value["sentence2"])
+    assert one._table.table.formatters["sentence2"] == {"type": "plaintext"}
 
 
 @pytest.mark.parametrize(
@@ -216,17 +216,17 @@ def test_markup_is_escaped_in_figures_and_plain_in_tables():
 )
 def test_what_cannot_be_used_is_said_and_what_was_shown_stays(change, complaint):
     one = view()
-    before = one._slopes.object
+    before = one._slopes.figure
     one.param.update(**change)
     assert complaint in one.live.said
-    assert one._slopes.object is before
+    assert one._slopes.figure is before
 
 
 def test_bundled_pairs_are_scored_against_the_attribute_that_the_condition_asks_for():
     one = view(pairs="bundled", condition="The diet.")
     assert one.compared().pairs.height == bundled_pairs("food").height
     assert "Spearman with the gold score" in one._said.object
-    assert np.shape(one._matrices[0].object.data[0].z) == (MOST_SENTENCES, MOST_SENTENCES)
+    assert np.shape(one._matrices[0].figure.data[0].z) == (MOST_SENTENCES, MOST_SENTENCES)
     one.condition = "Joy"
     assert "no gold score" in one._said.object
 
@@ -238,6 +238,6 @@ def test_a_run_on_somebodys_files_is_shown_by_row_numbers_alone(tiny_run, monkey
     session._run = run
     one = PairsView(session, SimilarityState(pairs="run", model="hadamard", chosen=0))
     assert "are not shown" in one._told.object
-    assert not {"sentence1", "sentence2", "condition"} & set(one._table.value.columns)
+    assert not {"sentence1", "sentence2", "condition"} & set(one._table.table.value.columns)
     assert not one._parted.visible
     assert not any(pane.visible for pane in one._matrices)

@@ -7,7 +7,7 @@ import pytest
 
 from workbench.runs import Run
 from workbench.views.page import origin
-from workbench.views.tables import fill, table_of
+from workbench.views.tables import TablePlace
 
 FRAME = pl.DataFrame(
     {"name": ["one", "two"], "norm": [1.23456, 2.0], "count": [3, 4], "typed": [True, False]}
@@ -21,9 +21,13 @@ class Made(Run):
 
 
 def filled(frame=FRAME, **told):
-    table = table_of()
-    fill(table, frame, **told)
-    return table
+    return placed(frame, **told).table
+
+
+def placed(frame=FRAME, **told):
+    place = TablePlace()
+    place.show(frame, **told)
+    return place
 
 
 def test_every_number_and_header_says_how_it_is_computed_and_where_it_comes_from():
@@ -55,8 +59,9 @@ def test_a_headers_markup_is_escaped_and_a_template_cannot_be_left():
 
 
 def test_other_rows_bring_other_columns_and_keep_none_of_the_old():
-    table = filled(origin="run r-1")
-    fill(table, pl.DataFrame({"text": ["a"], "value": [0.5]}))
+    place = placed(origin="run r-1")
+    place.show(pl.DataFrame({"text": ["a"], "value": [0.5]}))
+    table = place.table
     assert set(table.formatters) == set(table.titles) == {"text", "value"}
     assert "r-1" not in table.header_tooltips["value"]
 
@@ -76,8 +81,33 @@ def test_an_origin_names_rows_model_seeds_and_run(told, said):
 # Panel calls pandas 3.1 in a way that pandas is about to drop; tables work.
 @pytest.mark.filterwarnings("ignore:The inplace keyword")
 def test_a_table_that_was_sorted_by_a_column_takes_rows_without_it():
-    table = filled()
-    table.sorters = [{"field": "norm", "dir": "asc"}, {"field": "count", "dir": "desc"}]
-    fill(table, FRAME.drop("norm"))
-    assert table.sorters == [{"field": "count", "dir": "desc"}]
-    assert list(table.value) == ["name", "count", "typed"]
+    place = placed()
+    place.table.sorters = [{"field": "norm", "dir": "asc"}, {"field": "count", "dir": "desc"}]
+    place.show(FRAME.drop("norm"))
+    assert place.table.sorters == [{"field": "count", "dir": "desc"}]
+    assert list(place.table.value) == ["name", "count", "typed"]
+
+
+def test_other_columns_or_words_make_a_table_anew_and_other_rows_do_not():
+    place = placed(meanings={"norm": "Frobenius norm"}, origin="run r-1")
+    first = place.table
+    place.show(FRAME.with_columns(norm=pl.lit(7.0)), meanings={"norm": "Frobenius norm"}, origin="run r-1")
+    assert place.table is first
+    assert first.value["norm"].tolist() == [7.0, 7.0]
+    for change in ({"origin": "run r-2"}, {"frame": FRAME.drop("typed")}, {"meanings": {"norm": "another"}}):
+        before = place.table
+        place.show(**{"frame": FRAME, "meanings": {}, "origin": "run r-1"} | change)
+        assert place.table is not before
+
+
+def test_the_chosen_row_is_selected_on_its_page_in_a_new_table_and_in_one_that_stays():
+    frame = pl.DataFrame({"row": range(30), "value": [0.5] * 30})
+    place = TablePlace()
+    place.show(frame, 25)
+    assert (place.table.selection, place.table.page) == ([25], 3)
+    place.show(frame.reverse(), 25)
+    assert (place.table.selection, place.table.page) == ([4], 1)
+    place.choose(12)
+    assert (place.table.selection, place.table.page) == ([12], 2)
+    place.show(frame)
+    assert place.table.selection == []

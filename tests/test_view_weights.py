@@ -106,13 +106,13 @@ def view(**models):
 
 def test_a_typed_condition_stands_first_and_changes_matrix_spectrum_and_table(hyper_cl):
     one = view(hyper_cl=hyper_cl)
-    before = one._panes["matrix"].object.data[0].z, one._table.value
+    before = one._panes["matrix"].figure.data[0].z, one._table.table.value
     one.condition = "how wet it is"
     assert one._found.names == ["how wet it is", *KNOWN]
     assert one._found.typed == 1
-    assert not np.allclose(before[0], one._panes["matrix"].object.data[0].z)
-    assert one._table.value["name"][0] == "how wet it is"
-    assert "how wet it is" in one._panes["spectrum"].object.data[0].name
+    assert not np.allclose(before[0], one._panes["matrix"].figure.data[0].z)
+    assert one._table.table.value["name"][0] == "how wet it is"
+    assert "how wet it is" in one._panes["spectrum"].figure.data[0].name
 
 
 def test_what_is_drawn_is_what_the_model_generates(hyper_cl):
@@ -157,7 +157,7 @@ def test_a_query_alone_has_no_singular_values(word_store):
         None
     }  # shared by all browsers
     assert one._found.spectra == {}
-    assert one._panes["matrix"].object.data[0].z.shape[0] == 1
+    assert one._panes["matrix"].figure.data[0].z.shape[0] == 1
     assert not one._panes["spectrum"].visible
 
 
@@ -248,7 +248,7 @@ def test_another_measure_changes_distances_figures_and_what_is_said_of_them(hype
     flat = torch.stack([weights.matrix("projection", row) for row in range(len(weights))]).flatten(1)
     expected = 1 - torch.nn.functional.cosine_similarity(flat[0], flat[1], dim=0)
     assert one._found.distances[0, 1] == pytest.approx(float(expected), abs=1e-4)
-    assert "1 - cosine" in one._panes["distances"].object.layout.title.text
+    assert "1 - cosine" in one._panes["distances"].figure.layout.title.text
     assert "nothing in common" in one._about.object
     assert one.state().measure == "cosine"
     one.measure = "angles"
@@ -265,7 +265,7 @@ def test_a_measure_that_a_run_does_not_have_gives_way_to_its_first(hyper_cl, zoo
 
 
 def test_names_stand_once_beside_the_matrix_of_distances(hyper_cl):
-    figure = view(hyper_cl=hyper_cl)._panes["distances"].object
+    figure = view(hyper_cl=hyper_cl)._panes["distances"].figure
     assert figure.layout.xaxis.showticklabels is False
     assert len(figure.layout.yaxis.ticktext) == len(KNOWN)
 
@@ -276,7 +276,7 @@ def test_numbers_say_how_they_are_computed_and_by_whom(hyper_cl):
         one.numbers = name
         numbers = [column for column, kind in table.schema.items() if kind.is_numeric()]
         for column in numbers:
-            told = one._table.header_tooltips[column]
+            told = one._table.table.header_tooltips[column]
             assert told.startswith(f"{column}: "), (name, column)
             assert told.endswith("model one, seed 0; run hyper_cl-0")
 
@@ -303,7 +303,7 @@ def test_markup_is_escaped_in_every_figure(hyper_cl):
 def test_shown_numbers_are_downloaded_with_all_their_digits(hyper_cl):
     one = view(hyper_cl=hyper_cl)
     one.numbers = "singular values"
-    assert one._table.value.shape[0] == one._found.tables["singular values"].height
+    assert one._table.table.value.shape[0] == one._found.tables["singular values"].height
     frame = one._found.tables["conditions"]
     csv, parquet = (button.callback() for button in downloads("weights", lambda: frame))
     assert pl.read_parquet(io.BytesIO(parquet.getvalue())).equals(frame)

@@ -1,8 +1,10 @@
 """Which words moved a pair's score: of either sentence and of the condition, followed when a person asks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import panel as pn
+import plotly.graph_objects as go
 import polars as pl
 
 from workbench.errors import DataError
@@ -11,6 +13,7 @@ from workbench.geometry.attribution import Attribution
 from workbench.geometry.text_attribution import WordAttribution
 from workbench.runs import Run
 from workbench.session import Session
+from workbench.views.figure import FigurePlace
 from workbench.views.live import Job, Live
 from workbench.views.page import note
 from workbench.views.tables import downloads
@@ -57,22 +60,20 @@ class WordsView(pn.viewable.Viewer):
         super().__init__()
         self._session, self._asked = session, None
         self.found: Followed = {}
-        # All parts stand from the start: parts that come later can get lost in a slow browser.
         self._button = pn.widgets.Button(
             label="Which words moved it?", variant="outline", width=190, visible=False
         )
         self._button.on_click(lambda _: self.live.ask(self._asked))
         self.live = Live(self._work, self._draw, "Following the score to its words, step")
-        styles = {"flex": "1 1 250px", "min-width": "min(240px, 100%)"}
-        self.panes = [
-            pn.pane.Plotly(sizing_mode="stretch_width", link_figure=False, styles=styles) for _ in range(3)
-        ]
+        self.panes = [FigurePlace(flex="1 1 250px", min_width="min(240px, 100%)") for _ in range(3)]
         self._about, self._numbers = note(_ABOUT), downloads("words", self.table)
-        self._show(False)
+        self._show([None] * len(self.panes))
 
-    def _show(self, visible: bool) -> None:
-        for part in (self._about, *self.panes, *self._numbers):
-            part.visible = visible
+    def _show(self, figures: Sequence[go.Figure | None]) -> None:
+        for place, figure in zip(self.panes, figures, strict=True):
+            place.show(figure)
+        for part in (self._about, *self._numbers):
+            part.visible = figures[0] is not None
 
     def ask_about(self, question: Question | None) -> None:
         """Offer to follow another pair's score; what was shown of the one before goes.
@@ -83,7 +84,7 @@ class WordsView(pn.viewable.Viewer):
         if question != self._asked:
             self._asked, self.found = question, {}
             self.live.clear()
-            self._show(False)
+            self._show([None] * len(self.panes))
         self._button.visible = question is not None
 
     def _work(self, asked: Question, job: Job) -> Followed:
@@ -104,12 +105,11 @@ class WordsView(pn.viewable.Viewer):
     def _draw(self, found: Followed) -> None:
         self.found = found
         limit = max(float(added.values.abs().max()) for _, added in found.values())
-        for pane, (name, (words, added)) in zip(self.panes, found.items(), strict=True):
+        figures = []
+        for name, (words, added) in found.items():
             told = f"sum {added.score - added.reference:+.3f}, completeness error {added.incompleteness:.2%}"
-            figure = words_figure(words, added.values.tolist(), f"Words of the {name}", told, limit)
-            # Said to the pane as well: one that was hidden so far would keep another height.
-            pane.param.update(object=figure, height=figure.layout.height)
-        self._show(True)
+            figures.append(words_figure(words, added.values.tolist(), f"Words of the {name}", told, limit))
+        self._show(figures)
 
     def table(self) -> pl.DataFrame:
         """Return every word with what it adds: text, place, word, value.

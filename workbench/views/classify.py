@@ -37,6 +37,7 @@ from workbench.predictions import (
 )
 from workbench.session import Session
 from workbench.view_state import LONGEST_TEXT, ClassifyState
+from workbench.views.figure import FigurePlace
 from workbench.views.live import Job, Live
 from workbench.views.page import (
     banner,
@@ -50,7 +51,7 @@ from workbench.views.page import (
     save_button,
     show_code,
 )
-from workbench.views.tables import fill, table_of
+from workbench.views.tables import TablePlace
 from workbench.views.text import Text
 
 SHOWN = 12  # pictures on the page
@@ -211,12 +212,9 @@ class ClassifyView(pn.viewable.Viewer):
     # --- drawing --------------------------------------------------------------------------------------------
 
     def _make_panes(self) -> None:
-        flex = {"flex": "1 1 300px", "min-width": "min(280px, 100%)"}
         self._said, self._warned, self._grid = note(""), pn.Column(), pn.FlexBox(sizing_mode="stretch_width")
-        self._table, self._code = table_of(), code_of([])
-        self._matrices = [
-            pn.pane.Plotly(sizing_mode="stretch_width", visible=False, styles=flex) for _ in range(2)
-        ]
+        self._table, self._code = TablePlace(), code_of([])
+        self._matrices = [FigurePlace(flex="1 1 300px", min_width="min(280px, 100%)") for _ in range(2)]
         self._counted, self._saved = note(""), pn.Column()
         self._shown: Answered | None = None
 
@@ -247,17 +245,14 @@ class ClassifyView(pn.viewable.Viewer):
         self._said.object = answered.summary()
         self._warned[:] = [banner(text) for text in self._warnings(answered)]
         self._grid[:] = [_card(answered, row) for row in answered.first()]
-        labelled = answered.sample.labelled
-        self._table.visible = labelled
-        if labelled:
+        self._table.visible = False
+        if answered.sample.labelled:
             made = origin(self._run, self.model, f"{len(answered.answers)} pictures of this page", kept=True)
             told = {"value": "top-1 accuracy on these pictures, 0 to 1, higher is better"}
-            fill(self._table, accuracies(answered.answers), meanings=told, origin=made)
+            self._table.show(accuracies(answered.answers), meanings=told, origin=made)
         figures = self.matrices(answered)
         for pane, figure in zip(self._matrices, figures or [None, None], strict=True):
-            if figure is not None:
-                pane.object = figure
-            pane.visible = figure is not None
+            pane.show(figure)
         self._counted.object = self._about_accuracy(answered, bool(figures))
         show_code(self._code, self.code())
 

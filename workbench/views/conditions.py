@@ -15,6 +15,7 @@ from workbench.moved import ConditionedTexts, Moved
 from workbench.own_texts import MOST_BYTES, MOST_ROWS, pasted_texts, read_texts
 from workbench.session import Session
 from workbench.view_state import LONGEST_TEXT, ConditionsState
+from workbench.views.figure import FigurePlace
 from workbench.views.live import Job, Live
 from workbench.views.page import (
     MARGIN,
@@ -29,7 +30,7 @@ from workbench.views.page import (
     save_button,
     show_code,
 )
-from workbench.views.tables import fill, table_of
+from workbench.views.tables import TablePlace
 from workbench.views.text import Text
 
 NO_ATTRIBUTE = "none"
@@ -114,15 +115,11 @@ class ConditionsView(pn.viewable.Viewer):
     def _build(self) -> None:
         """Make the parts that are filled when results arrive."""
         wide = {"sizing_mode": "stretch_width"}
-        self._map = pn.pane.Plotly(link_figure=False, **wide)
-        self._map.param.watch(self._click, "click_data")
-        self._purity = pn.pane.Plotly(link_figure=False, **wide)
-        self._cluster_pane = pn.pane.Plotly(link_figure=False, **wide)
+        self._map, self._purity, self._grouped = FigurePlace(self._click), FigurePlace(), FigurePlace()
         self._told, self._near, self._found = note(""), _two_lists(), _two_lists()
-        self.table = table_of(self._pick)
-        self.table.hidden_columns = ["row"]
-        for part in (self._map, self._purity, self._cluster_pane, self.table):
-            part.visible = False  # until there is something in it
+        self.table = TablePlace(
+            self._pick, hidden_columns=["row"], layout="fit_columns", widths={"text": "54%"}
+        )
         self._code = code_of([])
         self._upload = pn.widgets.FileInput(accept=".csv,.parquet", **wide)
         self._upload.param.watch(self._uploaded, "value")
@@ -202,25 +199,24 @@ class ConditionsView(pn.viewable.Viewer):
         if shown.state.condition not in self.param.earlier.objects:
             self.param.earlier.objects = [shown.state.condition, *self.param.earlier.objects][:_HISTORY]
         self.earlier = shown.state.condition
-        self._map.object = self.figure(shown)
+        self._map.show(self.figure(shown))
         told = f"1 minus the cosine of before and after, 0 to 2, at strength {shown.state.strength:g}"
         made = origin(self._run, shown.state.model, kept=True)
-        fill(self.table, self.rows(shown), self.clicked, meanings={MOVED: told}, origin=made)
-        self.table.param.update(layout="fit_columns", widths={"text": "54%"})
+        self.table.show(self.rows(shown), self.clicked, meanings={MOVED: told}, origin=made)
         _list(self._found, shown.found)
-        self._map.visible = self.table.visible = True
-        self._purity.visible = shown.purity is not None
-        self._cluster_pane.visible &= self._purity.visible
         self._mark()
-        if shown.purity is not None:
-            self._purity.object = purity_figure(shown.purity, shown.attribute)
+        if shown.purity is None:
+            self._purity.show(None)
+            self._grouped.show(None)
+        else:
+            self._purity.show(purity_figure(shown.purity, shown.attribute))
             self._more.ask(shown)
 
     def _clusters(self, shown: Shown, job: Job | None = None) -> tuple[pl.DataFrame, str]:
         return shown.moved.clusters(shown.attribute), shown.attribute
 
     def _draw_clusters(self, found: tuple[pl.DataFrame, str]) -> None:
-        self._cluster_pane.param.update(object=purity_figure(*found, _CLUSTERS), visible=True)
+        self._grouped.show(purity_figure(*found, _CLUSTERS))
 
     def rows(self, shown: Shown) -> pl.DataFrame:
         """Return the table's rows: text, attribute, how far each moved."""
@@ -238,8 +234,7 @@ class ConditionsView(pn.viewable.Viewer):
             self._told.object = "Click a sentence, in the map or the table, to see its neighbours."
             _list(self._near, None)
             return
-        if self.table.selection != [self.clicked]:
-            self.table.param.update(page=self.clicked // self.table.page_size + 1, selection=[self.clicked])
+        self.table.choose(self.clicked)
         text = self._shown.moved.frame["text"][self.clicked]
         self._told.object = f"Nearest to: {text}"
         _list(self._near, self._shown.moved.neighbours(self.clicked))
@@ -247,7 +242,7 @@ class ConditionsView(pn.viewable.Viewer):
     @param.depends("clicked", watch=True)
     def _choose(self) -> None:
         if self._shown is not None:
-            self._map.object = self.figure(self._shown)
+            self._map.show(self.figure(self._shown))
             self._mark()
 
     def _click(self, event: param.parameterized.Event) -> None:
@@ -330,7 +325,7 @@ class ConditionsView(pn.viewable.Viewer):
         """Return what is shown, without controls."""
         said = note("The table: how far each sentence moved, 1 minus the cosine of before and after, 0 to 2.")
         lists = [self._told, self._near, self._found]
-        parts = [self._map, *lists, self._purity, self._cluster_pane, said, self.table]
+        parts = [self._map, *lists, self._purity, self._grouped, said, self.table]
         return pn.Column(*parts, sizing_mode="stretch_width")
 
     def _saved(self) -> pn.Column:

@@ -33,6 +33,7 @@ from workbench.session import FIRST_MODELS, Session, reads_text
 from workbench.tables import last_split
 from workbench.text_bias import Associations, associations
 from workbench.view_state import LONGEST_TEXT, FairnessState
+from workbench.views.figure import FigurePlace
 from workbench.views.live import Job, Live
 from workbench.views.page import (
     banner,
@@ -46,7 +47,7 @@ from workbench.views.page import (
     save_button,
     show_code,
 )
-from workbench.views.tables import compact, downloads, fill, table_of
+from workbench.views.tables import TablePlace, compact, downloads
 
 ABOUT = {"models": "images", "class names": "wording", "sentences": "texts"}
 NO_OTHER = "no other model"
@@ -259,12 +260,9 @@ class FairnessView(pn.viewable.Viewer):
         ]
 
     def _make_panes(self) -> None:
-        flex = {"flex": "1 1 420px", "min-width": "min(300px, 100%)"}
-        self._panes = [
-            pn.pane.Plotly(sizing_mode="stretch_width", visible=False, styles=flex) for _ in range(2)
-        ]
+        self._panes = [FigurePlace(flex="1 1 420px", min_width="min(300px, 100%)") for _ in range(2)]
         self._said, self._limits = note(""), note("")
-        self._tables = [table_of(), table_of()]
+        self._tables = [TablePlace(), TablePlace()]
         self._code = code_of([])
         self._footer = pn.Column(sizing_mode="stretch_width")
 
@@ -295,9 +293,7 @@ class FairnessView(pn.viewable.Viewer):
         keep_link(self.state())
         figures = self.figures(measured)
         for place, pane in enumerate(self._panes):
-            if place < len(figures):
-                pane.object = figures[place]
-            pane.visible = place < len(figures)
+            pane.show(figures[place] if place < len(figures) else None)
         lines = measured.said()
         if isinstance(measured, Sides) and self.difference == TO_OTHER and measured.totals.height < 2:
             lines.append("There is no other model to take differences to; choose a run for B.")
@@ -310,7 +306,7 @@ class FairnessView(pn.viewable.Viewer):
         apart = tuple(name for to, name in _COLUMNS.items() if to != self.difference)
         for table, whole in zip(self._tables, measured.tables, strict=True):
             frame = whole.select(~pl.selectors.starts_with(*apart)) if isinstance(measured, Sides) else whole
-            fill(table, compact(frame), meanings=measured.meanings, origin=made)
+            table.show(compact(frame), meanings=measured.meanings, origin=made)
             table.visible = not frame.is_empty()
         self._footer[:] = [footer(run)]
         two = self.about == "images" and self.other_recipe in self._images

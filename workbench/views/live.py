@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from threading import Event
 from typing import Any
 
@@ -32,17 +32,22 @@ from workbench.views.text import Text
 from workbench.views.unsent import drop_nothing
 
 _log = logging.getLogger(__name__)
-# How often, and milliseconds between: until a browser says that it has drawn a page. Some never do.
-WAITS, PAUSE = 12, 250
 
 
-def _on_one_thread() -> None:
-    """Compute on one thread: requests that share cores would wait for each other's, and waiting ones spin."""
-    torch.set_num_threads(1)
-    threadpool_limits(1, "blas")  # of the whole process: a server only answers requests
+# One thread a request: requests that share cores would wait for each other's threads, and waiting ones spin.
+POOL = ThreadPoolExecutor(
+    max(2, os.cpu_count() or 1), "dashboard", initializer=torch.set_num_threads, initargs=(1,)
+)
 
 
-POOL = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "dashboard", initializer=_on_one_thread)
+@cache
+def one_blas_thread() -> None:
+    """Have NumPy compute on one thread a request, too, in this process from now on: a server only answers.
+
+    Called before any request's thread runs: it walks the loaded libraries, which may wait for ever for a
+    thread that loads one.
+    """
+    threadpool_limits(1, "blas")
 
 
 class Stopped(WorkbenchError):
@@ -149,13 +154,9 @@ class Live(pn.viewable.Viewer):
                 outcome = None, f"This failed with {type(problem).__name__}; the server's log says more.", 0.0
             self._later(job, document, partial(self._finish, job, *outcome))
 
-    def _finish(self, job: Job, result: Any, problem: str, seconds: float, waits: int = 0) -> None:
+    def _finish(self, job: Job, result: Any, problem: str, seconds: float) -> None:
         """Show a result or its error, if nothing newer was asked meanwhile."""
         if job is not self._job or job.stopped:
-            return
-        if not pn.state.loaded and waits < WAITS:  # a table that is still being built takes no rows
-            again = partial(self._finish, job, result, problem, seconds, waits + 1)
-            self._document.add_timeout_callback(again, PAUSE)
             return
         drop_nothing(self._document)
         with pn.io.hold():

@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.runs import Run
 from workbench.session import Session, shared_session
 from workbench.view_state import pack, unpack
-from workbench.views.live import Live
+from workbench.views.live import Live, one_blas_thread
 from workbench.views.saved import saved_page
 from workbench.views.serving import app_about, app_paths
 from workbench.views.text import Text
@@ -169,6 +169,7 @@ def start_page() -> None:
     style = files("workbench").joinpath("templates/dashboard_parts.css").read_text("utf-8")
     pn.extension("plotly", "tabulator", throttled=True, raw_css=[style])
     send_what_waits()
+    one_blas_thread()
     if pn.state.curdoc is not None:
         # Panel sets this only when it writes the page; a browser that comes back to a session that has ended
         # gets a new one without that step, and would be sent to another machine for every style.

@@ -23,8 +23,10 @@ def saved_page(title: str, content: pn.viewable.Viewable) -> io.StringIO:
         content: what is shown; controls in it are left out, and texts at its end become the footer.
     """
     sections, lines = [], []
-    for part in content.select(pn.viewable.Viewable):
-        if not part.visible or getattr(part, "object", "") is None:
+    every = content.select(pn.viewable.Viewable)
+    hidden = {id(inner) for part in every if not part.visible for inner in part.select()}
+    for part in every:
+        if id(part) in hidden or getattr(part, "object", "") is None:
             continue
         if isinstance(part, pn.pane.Markdown | pn.pane.Str) and not isinstance(part, pn.pane.HTML):
             lines += str(part.object).lstrip("# ").splitlines()

@@ -18,6 +18,7 @@ from workbench.pair_comparison import HIDDEN, Compared, Comparer
 from workbench.session import Session
 from workbench.view_state import LONGEST_OWN, LONGEST_TEXT, SimilarityState, ViewError
 from workbench.views.attribution import Question, WordsView
+from workbench.views.figure import FigurePlace
 from workbench.views.live import Job, Live
 from workbench.views.page import (
     banner,
@@ -31,7 +32,7 @@ from workbench.views.page import (
     save_button,
     show_code,
 )
-from workbench.views.tables import downloads, fill, table_of
+from workbench.views.tables import TablePlace, downloads
 from workbench.views.text import Text
 
 SOURCES = {
@@ -213,19 +214,14 @@ class PairsView(pn.viewable.Viewer):
     # --- drawing --------------------------------------------------------------------------------------------
 
     def _make_panes(self) -> None:
-        def pane(least: int = 330) -> pn.pane.Plotly:
-            styles = {"flex": f"1 1 {least}px", "min-width": "min(270px, 100%)"}
-            made = pn.pane.Plotly(
-                sizing_mode="stretch_width", link_figure=False, visible=False, styles=styles
-            )
-            made.param.watch(self._click, "click_data")
-            return made
+        def place(least: int = 330) -> FigurePlace:
+            return FigurePlace(self._click, flex=f"1 1 {least}px", min_width="min(270px, 100%)")
 
-        self._slopes, self._quadrants, self._parted = pane(), pane(), pane()
-        self._matrices = [pane(275) for _ in range(3)]
+        self._slopes, self._quadrants, self._parted = place(), place(), place()
+        self._matrices = [place(275) for _ in range(3)]
         self._words = WordsView(self._session)
         self._said, self._told, self._sentences = note(""), note(""), note("")
-        self._table, self._flips = table_of(self._pick), table_of(self._pick, "above")
+        self._table, self._flips = TablePlace(self._pick), TablePlace(self._pick, "above")
         self._code = code_of([])
 
     def _pick(self, row: int) -> None:
@@ -272,9 +268,7 @@ class PairsView(pn.viewable.Viewer):
         ]
         panes = (self._slopes, self._quadrants, self._parted, *self._matrices)
         for pane, figure in zip(panes, figures, strict=True):
-            if figure is not None:
-                pane.object = figure
-            pane.visible = figure is not None
+            pane.show(figure)
         numbered = (
             [f"{number}. {compared.texts[place]}" for number, place in enumerate(compared.few(), 1)]
             if compared.texts
@@ -291,8 +285,8 @@ class PairsView(pn.viewable.Viewer):
             ),
         }
         movers = pairs.select(columns).sort(pl.col("change").abs(), descending=True)
-        fill(self._table, movers, chosen, **told)
-        fill(self._flips, compared.turned(), chosen, "above", **told | {"meanings": _FLIPPED})
+        self._table.show(movers, chosen, **told)
+        self._flips.show(compared.turned(), chosen, **told | {"meanings": _FLIPPED})
         show_code(self._code, self.code())
 
     def _question(self, compared: Compared) -> Question | None:

@@ -1,14 +1,15 @@
 """Tables of a view: plain text, one row to choose, where every number comes from, and downloads.
 
-A number says on hover where it comes from: :func:`fill` is told once for the whole table (the run, the model,
-the rows it is taken over) and for each column how it is computed. The header says so of the column, a cell of
-its own row. Both are text: names and conditions in them are shown and never read as markup.
+A number says on hover where it comes from: :meth:`TablePlace.show` is told once for the whole table (the
+run, the model, the rows it is taken over) and for each column how it is computed. The header says so of the
+column, a cell of its own row. Both are text: names and conditions in them are shown and never read as markup.
 """
 
 import html
 import io
 import json
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 import panel as pn
@@ -38,71 +39,109 @@ _TELLER = (
 )
 
 
-def table_of(pick: Callable[[int], None] | None = None, column: str = "row") -> pn.widgets.Tabulator:
-    """Make an empty table; :func:`fill` puts rows into it.
+class TablePlace(pn.Column):
+    """Holds a table once there are rows.
 
-    Args:
-        pick: is told the value of a column in the row a person clicks.
-        column: which column.
+    A table whose columns or settings change is made anew: while a slow browser builds a table, other columns
+    for it end in an error that takes the rest of the page's changes with it (``setColumns`` in Panel 1.9's
+    ``models/tabulator.ts``).
     """
-    table = pn.widgets.Tabulator(
-        pd.DataFrame(), disabled=True, selectable=1, show_index=False, pagination="remote", page_size=_PAGE,
-        layout="fit_data_fill", sizing_mode="stretch_width",
-    )  # fmt: skip
-    if pick is not None:
-        table.on_click(lambda event: pick(int(table.value[column].iloc[event.row])))
-    return table
+
+    def __init__(
+        self, pick: Callable[[int], None] | None = None, column: str = "row", **settings: Any
+    ) -> None:
+        """Make an empty place.
+
+        Args:
+            pick: is told the value of a column in the row a person clicks.
+            column: which column; :meth:`show` selects by it, too.
+            settings: of the table, before those that follow from its rows.
+        """
+        super().__init__(visible=False, sizing_mode="stretch_width")
+        self._pick, self._column, self._settings = pick, column, settings
+        self._made: dict[str, Any] = {}
+
+    def show(
+        self,
+        frame: pl.DataFrame,
+        chosen: int | None = None,
+        *,
+        meanings: Mapping[str, str] | None = None,
+        origin: str = "",
+    ) -> None:
+        """Show other rows; numbers are rounded, texts stay texts, and the chosen row is selected.
+
+        Args:
+            frame: the rows.
+            chosen: value of the place's column in the row to select; None for none.
+            meanings: how the numbers of a column are computed, by its name; usual names are known.
+            origin: where all numbers come from, as :func:`workbench.views.page.origin` says it.
+        """
+        rounded = frame.with_columns(pl.selectors.float().round(_DIGITS))
+        # Tables take pandas alone, and its text columns of objects are shown with the plain-text formatter.
+        values = pd.DataFrame(rounded.to_dict(as_series=False))
+        places = [] if chosen is None else (frame[self._column] == chosen).arg_true().to_list()
+        made = _settings(rounded, meanings or {}, origin)
+        if made == self._made:
+            self[0].param.update(selection=[], value=values)
+            self._select(places)
+        else:
+            self[:] = [self._new(values, places, made)]
+            self._made = made
+        self.visible = True
+
+    def choose(self, row: int) -> None:
+        """Select a row by its place, and turn to its page."""
+        if self[0].selection != [row]:
+            self._select([row])
+
+    def _select(self, places: list[int]) -> None:
+        page = {"page": places[0] // _PAGE + 1} if places else {}
+        self[0].param.update(selection=places, **page)
+
+    def _new(self, values: pd.DataFrame, places: list[int], made: dict[str, Any]) -> pn.widgets.Tabulator:
+        """Make a table of rows; it stays sorted as a person sorted the one before, where it can."""
+        sorters = [one for one in self[0].sorters if one["field"] in values.columns] if len(self) else []
+        cells = {name: HTMLTemplateFormatter(template=text) for name, text in made["templates"].items()}
+        formatters = {name: {"type": "plaintext"} for name in made["widths"]} | cells
+        settings = {
+            "formatters": formatters, "text_align": dict.fromkeys(cells, "right"), "layout": "fit_data_fill",
+            **{name: made[name] for name in ("titles", "header_tooltips", "widths")}, **self._settings,
+        }  # fmt: skip
+        table = pn.widgets.Tabulator(
+            values, disabled=True, selectable=1, show_index=False, pagination="remote", page_size=_PAGE,
+            page=places[0] // _PAGE + 1 if places else 1, selection=places, sorters=sorters,
+            sizing_mode="stretch_width", **settings,
+        )  # fmt: skip
+        if self._pick is not None:
+            table.on_click(lambda event: self._pick(int(table.value[self._column].iloc[event.row])))
+        return table
+
+    @property
+    def table(self) -> pn.widgets.Tabulator | None:
+        """The table; None where the place is empty."""
+        return self[0] if len(self) else None
 
 
-def fill(
-    table: pn.widgets.Tabulator,
-    frame: pl.DataFrame,
-    chosen: int | None = None,
-    column: str = "row",
-    *,
-    meanings: Mapping[str, str] | None = None,
-    origin: str = "",
-) -> None:
-    """Show other rows; numbers are rounded, texts stay texts, and the chosen row is selected.
-
-    Args:
-        table: made by :func:`table_of`.
-        frame: its rows.
-        chosen: value of a column in the row to select; None for none.
-        column: which column.
-        meanings: how the numbers of a column are computed, by its name; usual names are known.
-        origin: where all numbers come from, as :func:`workbench.views.page.origin` says it.
-    """
-    rounded = frame.with_columns(pl.selectors.float().round(_DIGITS))
-    # Tables take pandas alone, and its text columns of objects are shown with the plain-text formatter.
-    values = pd.DataFrame(rounded.to_dict(as_series=False))
-    places = [] if chosen is None else [*rounded.with_row_index("at").filter(pl.col(column) == chosen)["at"]]
-    texts = [name for name, kind in rounded.schema.items() if kind == pl.String]
-    numbers = [name for name, kind in rounded.schema.items() if kind.is_numeric()]
-    told = {name: _told(name, meanings or {}, origin) for name in rounded.columns}
-    key = next((name for name in ("row", *texts) if name in rounded.columns), "")
-    cells = {name: _cell(told[name], key) for name in numbers}
+def _settings(frame: pl.DataFrame, meanings: Mapping[str, str], origin: str) -> dict[str, Any]:
+    """Return all of a table but its rows: what headers and cells say, and how wide columns of texts are."""
+    texts = [name for name, kind in frame.schema.items() if kind == pl.String]
+    numbers = [name for name, kind in frame.schema.items() if kind.is_numeric()]
+    told = {name: _told(name, meanings, origin) for name in frame.columns}
+    key = next((name for name in ("row", *texts) if name in frame.columns), "")
     wide = pl.col(texts).str.len_chars() - pl.col(texts).str.count_matches(_NARROW) / 2
-    longest = rounded.select(wide.max().fill_null(0)).to_dicts()[0] if texts else {}
-    table.param.update(
-        formatters={name: {"type": "plaintext"} for name in texts} | cells,
-        text_align=dict.fromkeys(numbers, "right"),
+    longest = frame.select(wide.max().fill_null(0)).to_dicts()[0] if texts else {}
+    return {
+        "templates": {name: _cell(told[name], key) for name in numbers},
         # Headers are markup to the browser, and a column may be named by somebody's file.
-        titles={name: html.escape(name) for name in rounded.columns},
-        header_tooltips={name: html.escape(said) for name, said in told.items()},
+        "titles": {name: html.escape(name) for name in frame.columns},
+        "header_tooltips": {name: html.escape(said) for name, said in told.items()},
         # Long texts are broken into lines.
-        widths={
+        "widths": {
             name: min(_WIDE, round(24 + _LETTER * max(len(name) + _ARROW, letters)))
             for name, letters in longest.items()
         },
-        selection=[],
-        # A person may have sorted by a column that is shown no more, which pandas would look for.
-        sorters=[one for one in table.sorters if one["field"] in rounded.columns],
-    )
-    table.value = values
-    table.selection = [int(place) for place in places]
-    if places:
-        table.page = int(places[0]) // _PAGE + 1
+    }
 
 
 def _told(name: str, meanings: Mapping[str, str], origin: str) -> str:
@@ -111,8 +150,8 @@ def _told(name: str, meanings: Mapping[str, str], origin: str) -> str:
     return "; ".join(part for part in (f"{name}: {meaning}" if meaning else name, origin) if part)
 
 
-def _cell(told: str, key: str) -> HTMLTemplateFormatter:
-    """Show a number that says on hover which row it belongs to and where it comes from.
+def _cell(told: str, key: str) -> str:
+    """Return the template of a number that says on hover which row it belongs to and where it comes from.
 
     Args:
         told: of its column.
@@ -124,7 +163,7 @@ def _cell(told: str, key: str) -> HTMLTemplateFormatter:
 
     row = f"obj[{quoted(key)}] + {quoted(': ' if key != 'row' else ', ')} + " if key else ""
     row = f"{quoted('row ')} + {row}" if key == "row" else row
-    return HTMLTemplateFormatter(template=_TELLER.format(told=row + quoted(told), digits=_DIGITS))
+    return _TELLER.format(told=row + quoted(told), digits=_DIGITS)
 
 
 def compact(frame: pl.DataFrame) -> pl.DataFrame:

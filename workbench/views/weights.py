@@ -19,6 +19,7 @@ from workbench.generated import EXAMPLES, PAPERS, Inspected, generating, inspect
 from workbench.runs import Run
 from workbench.session import FIRST, Session
 from workbench.view_state import LONGEST_TEXT, WeightsState
+from workbench.views.figure import FigurePlace
 from workbench.views.live import Job, Live
 from workbench.views.page import (
     banner,
@@ -32,7 +33,7 @@ from workbench.views.page import (
     save_button,
     show_code,
 )
-from workbench.views.tables import downloads, fill, table_of
+from workbench.views.tables import TablePlace, downloads
 from workbench.weight_distances import MEASURES
 
 _FIGURES = (
@@ -180,14 +181,8 @@ class WeightsView(pn.viewable.Viewer):
     # --- drawing --------------------------------------------------------------------------------------------
 
     def _make_panes(self) -> None:
-        self._panes = {
-            name: pn.pane.Plotly(
-                sizing_mode="stretch_width", link_figure=False, visible=False,
-                styles={"flex": "1 1 400px", "min-width": "min(300px, 100%)"},
-            )
-            for name in _FIGURES
-        }  # fmt: skip
-        self._table = table_of()
+        self._panes = {name: FigurePlace(flex="1 1 400px", min_width="min(300px, 100%)") for name in _FIGURES}
+        self._table = TablePlace()
         self._code = code_of([])
         self._about = note("")
 
@@ -231,9 +226,7 @@ class WeightsView(pn.viewable.Viewer):
         keep_link(self.state())
         figures = self.figures(found)
         for name, pane in self._panes.items():
-            if name in figures:
-                pane.object = figures[name]
-            pane.visible = name in figures
+            pane.show(figures.get(name))
         self._about.object = f"{_NOTES[self._paper]}\n{MEASURES[found.measure].answers}"
         show_code(self._code, self.code())
 
@@ -242,7 +235,7 @@ class WeightsView(pn.viewable.Viewer):
         if self._found is not None and self.numbers in self._found.tables:
             meanings = {**_MEANINGS[""], **_MEANINGS.get(self.numbers, {})}
             made = origin(self._run, self.model, kept=True)
-            fill(self._table, self._found.tables[self.numbers], meanings=meanings, origin=made)
+            self._table.show(self._found.tables[self.numbers], meanings=meanings, origin=made)
 
     def code(self) -> list[str]:
         """Return notebook code that makes the same figures."""

@@ -19,7 +19,7 @@ from workbench.views.page import (
     save_button,
     shown,
 )
-from workbench.views.tables import downloads, fill, table_of
+from workbench.views.tables import TablePlace, downloads
 from workbench.zoo_scores import pair_means
 
 _MEANINGS = {
@@ -92,8 +92,8 @@ class ZooView(pn.viewable.Viewer):
             agreement_figure(run.scores, run.metrics, models, run.recipe["reference"]),
         ]
         panes = [pn.pane.Plotly(figure, sizing_mode="stretch_width") for figure in figures]
-        table = table_of()
-        fill(table, self.numbers(), meanings=_MEANINGS, origin=origin(run, self.model, "test split"))
+        table = TablePlace()
+        table.show(self.numbers(), meanings=_MEANINGS, origin=origin(run, self.model, "test split"))
         told = note("Every pair, the best first; controls are no candidates.")
         return pn.Column(*panes, told, table, sizing_mode="stretch_width")
 
