@@ -30,7 +30,6 @@ from workbench.session import Session
 from workbench.view_state import ConditionsState
 from workbench.views.conditions import ConditionsView
 from workbench.views.live import POOL
-from workbench.views.tables import fill
 
 RECIPE, MODEL = "hyper_cl_bundled_tiny", "hyper_query_k16"
 SIZES = {2_000: 0.3, 20_000: 1.0}  # sentences -> bar in seconds
@@ -73,7 +72,7 @@ def _change(view: ConditionsView, condition: str) -> float:
     began = time.perf_counter()
     shown = view.compute(view.state().model_copy(update={"condition": condition}))
     view.figure(shown).to_json()
-    fill(view.table, view.rows(shown))
+    view.table.show(view.rows(shown))
     return time.perf_counter() - began
 
 
