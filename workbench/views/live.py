@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from importlib import import_module
 from threading import Event
 from typing import Any
 
@@ -47,6 +48,7 @@ def one_blas_thread() -> None:
     Called before any request's thread runs: it walks the loaded libraries, which may wait for ever for a
     thread that loads one.
     """
+    import_module("scipy.linalg")  # it brings a BLAS of its own, which is limited only once it is there
     threadpool_limits(1, "blas")
 
 
