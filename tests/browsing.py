@@ -1,6 +1,5 @@
 """What all page tests share: the marks, a browser, a server on a free port."""
 
-import re
 import shutil
 import socket
 import time
@@ -12,7 +11,13 @@ import pytest
 
 CHROMIUM = shutil.which("chromium")
 WAIT = 120_000  # milliseconds at most: a slow machine reads what a page needs from a cold disk first
-_STATES = re.compile("Loading the model|Generating|Measuring|Comparing|Moving the|Cancelled|failed")
+_SAID = """() => {  // all texts of a page, those of shadow roots too
+  const unread = ["STYLE", "SCRIPT"]
+  const one = part => part.nodeType == 3 ? part.textContent.trim()
+    : unread.includes(part.tagName) ? "" : said(part.shadowRoot || part)
+  const said = root => [...root.childNodes].map(one).filter(Boolean).join(" | ")
+  return said(document.body).slice(0, 3000)
+}"""
 IN_A_BROWSER = [
     pytest.mark.app,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
@@ -39,14 +44,13 @@ def free_port() -> int:
 
 
 def wait_until_ready(page, wrong: list[str]) -> None:
-    """Wait until a page says that it shows its numbers; if it never does, fail with what the browser said."""
+    """Wait until a page says that it shows its numbers; if it never does, fail with all that it says."""
     from playwright.sync_api import TimeoutError as Late
 
     try:
         page.get_by_text("Ready in").first.wait_for(timeout=WAIT)
     except Late:
-        states = page.get_by_text(_STATES).all_inner_texts()
-        pytest.fail(f"never ready; the page says {states}, the browser {wrong}")
+        pytest.fail(f"never ready; the page says {page.evaluate(_SAID)!r}, the browser {wrong}")
 
 
 def wait_for_other_text(part, before: str) -> None:

@@ -19,7 +19,7 @@ from workbench.session import ConditionedTexts, Session
 from workbench.view_state import LONGEST_TEXT, ConditionsState, pack, unpack
 from workbench.views.conditions import ConditionsView
 from workbench.views.index import IndexView
-from workbench.views.page import footer, shown
+from workbench.views.page import footer
 from workbench.views.saved import saved_page
 from workbench.views.serving import APPS, app_about, app_paths, login_options, serve_apps
 from workbench.views.tables import TablePlace
@@ -228,13 +228,6 @@ def test_the_footer_of_a_recipe_at_its_smallest_says_that_its_numbers_mean_nothi
     assert "mean nothing" not in footer(Finished(Path("hyper_cl_bundled-0"))).object
     monkeypatch.setattr(Finished, "recipe", Finished.recipe | {"sets": ["tiny"]})
     assert "mean nothing" in footer(Finished(Path("hyper_cl_bundled-0"))).object
-
-
-def test_what_cannot_be_drawn_becomes_its_message():
-    def fail():
-        raise RunError("nothing trained yet")
-
-    assert shown(fail).object == "nothing trained yet"
 
 
 # --- serving ------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_pictures_that_are_not_the_runs_own_are_refused(image_session, tiny_imag
     own = Run(tiny_image_run.folder)
     own.__dict__["recipe"] = {**tiny_image_run.recipe, "data": {"source": "files", "name": "mine"}}
     monkeypatch.setattr(image_session, "run", lambda *_: own)
-    with pytest.raises(RunError, match="somebody's own pictures, which it does not keep"):
+    with pytest.raises(RunError, match="asked pictures which it does not keep"):
         compare_wordings(image_session, asked())
     own.__dict__["recipe"] = tiny_image_run.recipe
     own.__dict__["scores"] = tiny_image_run.scores.with_columns(label=0)

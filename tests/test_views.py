@@ -3,13 +3,14 @@ from pathlib import Path
 import panel as pn
 import pytest
 import torch
+from param.parameterized import Event
 
 from tests.test_figures_zoo import frame, row, score
 from workbench.conditions import normalise_condition
 from workbench.model import HyperCL
 from workbench.runs import Run
 from workbench.session import Session
-from workbench.view_state import ZooState
+from workbench.view_state import ZooState, pack, unpack
 from workbench.views.similarity import SimilarityView
 from workbench.views.zoo import ZooView
 
@@ -100,8 +101,56 @@ def test_every_pair_of_a_zoo_stands_in_a_table_beside_the_way_it_is_compared_wit
 def test_the_table_of_a_zoo_says_where_its_numbers_come_from_and_follows_the_controls():
     view = ZooView(OneZoo(), ZooState(model="made", against="grid"))
     assert {*ZooView.param.recipe.objects, *ZooView.param.model.objects} <= {None}  # shared by all browsers
-    (table,) = view.content().select(pn.widgets.Tabulator)
-    assert table.header_tooltips["value"].endswith("test split; model made, seeds 0, 1; run zoo-0")
+    assert view._table.table.header_tooltips["value"].endswith(
+        "test split; model made, seeds 0, 1; run zoo-0"
+    )
     view.model = "grid"
-    (table,) = view.content().select(pn.widgets.Tabulator)
-    assert table.value["difference"].tolist() == [0, 0, 0]
+    assert view._table.table.value["difference"].tolist() == [0, 0, 0]
+
+
+def frames(view):
+    """Return which cells of the maps are framed with dots, as column and row."""
+    shapes = [one for one in view._map.figure.layout.shapes if one.line.dash == "dot"]
+    return [((one.x0 + one.x1) / 2, (one.y0 + one.y1) / 2) for one in shapes]
+
+
+def click(view, **point):
+    view._click(Event(**dict.fromkeys(Event._fields) | {"new": {"points": [point]}}))
+
+
+def test_a_clicked_pair_is_marked_in_map_table_and_link_and_stands_by_every_way():
+    view = ZooView(OneZoo(), ZooState(model="made", against="grid"))
+    assert "Best pair: words and a" in view._told.object
+    assert frames(view) == []
+    click(view, x=0, y=2)  # the gap above the controls
+    assert view.pair == ("", "")
+    click(view, x=0, y=0)  # the reference's best stands on top
+    assert view.pair == ("words", "b")
+    assert "Chosen pair: words and b" in view._told.object
+    assert frames(view) == [(0, 0), (0, 0)]  # in the map of values and in that of differences
+    assert view._table.table.value["image"].iloc[view._table.table.selection[0]] == "b"
+    ways = view._ways.table.value
+    assert ways["model"].tolist() == ["grid", "made"]
+    # Seeds 0 and 1 are 0.2 apart: 0.3 and 0.5, 0.2 and 0.4.
+    assert ways[["value", "low", "high"]].to_numpy().round(6).tolist() == [[0.4, 0.3, 0.5], [0.3, 0.2, 0.4]]
+    assert ways["seeds"].tolist() == [2, 2]
+    again = ZooView(OneZoo(), unpack(pack(view.state()), ZooState))
+    assert (again.pair, frames(again)) == (("words", "b"), frames(view))
+
+
+def test_a_row_chosen_in_the_table_of_pairs_is_the_pair_and_the_other_figures_stay():
+    view = ZooView(OneZoo(), ZooState(model="made", against="grid"))
+    drawn = [place.figure for place in view._others]
+    view._pick(2)
+    assert view.pair == ("words", "copy")
+    assert frames(view) == [(0, 3), (0, 3)]
+    assert all(place.figure is one for place, one in zip(view._others, drawn, strict=True))
+    view.model = "grid"
+    assert view.pair == ("words", "copy")
+    assert not any(place.figure is one for place, one in zip(view._others, drawn, strict=True))
+
+
+def test_a_pair_that_the_run_does_not_have_is_none():
+    view = ZooView(OneZoo(), ZooState(model="made", text="words", image="<b>of another run</b>"))
+    assert view.pair == ("", "")
+    assert "Best pair" in view._told.object

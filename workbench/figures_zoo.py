@@ -18,8 +18,8 @@ from workbench.zoo_scores import (
     MAIN,
     best_of_groups,
     cost_of_way,
-    image_order,
     metric_row,
+    pair_axes,
     pair_means,
     scale_curve,
 )
@@ -71,7 +71,9 @@ def _styles(models: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     return found
 
 
-def pair_matrix_figure(scores: pl.DataFrame, model: str, reference: str) -> go.Figure:
+def pair_matrix_figure(
+    scores: pl.DataFrame, model: str, reference: str, chosen: tuple[str, str] | None = None
+) -> go.Figure:
     """Draw R@10 of every pair by one way, the best pair framed, and beside it what the reference lacks.
 
     Image encoders stand in the reference's order, best on top, so that one way's map can be laid over
@@ -81,15 +83,13 @@ def pair_matrix_figure(scores: pl.DataFrame, model: str, reference: str) -> go.F
         scores: of a run.
         model: the way.
         reference: differences are taken to it; the same name leaves them out.
+        chosen: text and image encoder of a pair to mark; None for none.
     """
     means = pair_means(scores)
     own = {(row["text"], row["image"]): row for row in means.filter(model=model).to_dicts()}
     other = {(row["text"], row["image"]): row["value"] for row in means.filter(model=reference).to_dicts()}
-    controls = set(means.filter("control")["image"])
-    texts = means["text"].unique(maintain_order=True).to_list()
-    order = image_order(scores, reference)
-    images = [name for name in order if name not in controls]
-    rows = [*images, *([None, *(name for name in order if name in controls)] if controls else [])]
+    texts, images, controls = pair_axes(scores, reference)
+    rows = [*images, *([None, *controls] if controls else [])]
     values = np.full((len(rows), len(texts)), np.nan)
     change = values.copy()
     for row, image in enumerate(rows):
@@ -109,10 +109,11 @@ def pair_matrix_figure(scores: pl.DataFrame, model: str, reference: str) -> go.F
         _add_map(figure, table, ([plain(text) for text in texts], labels), len(images), column)
     best = np.unravel_index(np.nanargmax(values[: len(images)]), (len(images), len(texts)))
     row, column = (int(place) for place in best)
-    figure.add_shape(
-        type="rect", x0=column - 0.5, x1=column + 0.5, y0=row - 0.5, y1=row + 0.5, row=1, col=1,
-        line={"color": "#D55E00", "width": 4},
-    )  # fmt: skip
+    _frame(figure, row, column, 1, {"color": "#D55E00", "width": 4})
+    if chosen is not None and chosen[0] in texts and chosen[1] in rows:
+        for panel in range(1, len(panels) + 1):
+            here = rows.index(chosen[1]), texts.index(chosen[0])
+            _frame(figure, *here, panel, {"color": "#000000", "width": 2, "dash": "dot"})
     told = f"best pair (framed): {texts[column]} and {rows[row]}, {values[row, column]:.3f}"
     head = _head(f"{plain(model)}: test R@10 of every pair", told, 1, 70)
     figure.update_layout(**head, height=220 + 26 * len(rows))
@@ -130,6 +131,12 @@ def pair_matrix_figure(scores: pl.DataFrame, model: str, reference: str) -> go.F
         figure.update_xaxes(domain=[0, 0.48])  # as wide as beside differences
         figure.layout.annotations[0].x = 0.24
     return figure
+
+
+def _frame(figure: go.Figure, row: int, column: int, panel: int, line: dict[str, Any]) -> None:
+    """Draw a line around a cell."""
+    corners = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+    figure.add_shape(type="rect", **corners, line=line, row=1, col=panel)
 
 
 def _add_map(

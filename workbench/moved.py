@@ -15,7 +15,7 @@ from scipy.linalg import eigh
 from scipy.linalg.blas import ssyrk
 from sklearn.cluster import KMeans
 from sklearn.utils.extmath import svd_flip
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from workbench.conditions import normalise_condition, normalise_text
@@ -28,6 +28,7 @@ RESAMPLES = 500
 SHUFFLES = 20  # of the attribute, for what clusters would agree by chance
 SAMPLE = 2000  # sentences that agreement is measured on, at most; evenly spaced
 AXES_SAMPLE = 1000  # sentences that the map's axes are fitted on, at most
+_THREADS = ThreadpoolController()  # made before any request: it walks the libraries that are loaded
 _KEPT = 200_000_000  # bytes of embeddings under recent conditions
 
 
@@ -147,7 +148,7 @@ class Moved:
         shuffled = [draw.permutation(values) for _ in range(SHUFFLES)]
 
         def agreement(part: Float[Tensor, "M D"]) -> dict[str, float]:
-            with threadpool_limits(1):
+            with _THREADS.limit(limits=1):
                 cluster = KMeans(kinds, n_init=3, random_state=0).fit_predict(part.numpy())
             floor = float(np.mean([_common(cluster, one).mean() for one in shuffled]))
             return {**_measured(_common(cluster, values)), "floor": floor}

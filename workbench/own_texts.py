@@ -1,6 +1,7 @@
 """Texts that a person brings: pasted lines, a CSV or a Parquet file, checked before anything is computed.
 
-A file has a column ``text``; columns of few values are attributes to colour by, all others are left out.
+A file has a column ``text``; columns of few values are attributes to colour by, all others are left out, and
+so are those that a table of the workbench has beside its texts.
 Vectors that were computed before stand in number columns v0, v1, ... beside the texts; models of sentence
 vectors read them, a model that pools tokens needs the words.
 """
@@ -21,6 +22,7 @@ MOST_ROWS = 20_000
 MOST_VALUES = 20  # of an attribute; with more, colours tell nothing apart
 MOST_COLUMNS = 2000
 _VECTOR = re.compile(r"v\d+")
+_WRITTEN = ("row", "sentence", "moved", "x0", "y0", "x1", "y1")  # by the workbench beside the texts
 
 
 def pasted_texts(pasted: str) -> pl.DataFrame:
@@ -87,7 +89,7 @@ def checked_texts(frame: pl.DataFrame, name: str = "the pasted text") -> pl.Data
     ]
     used = [pl.Series("text", texts)]
     for column in frame.columns:
-        if column == "text" or _VECTOR.fullmatch(column) or frame[column].dtype.is_nested():
+        if column in ("text", *_WRITTEN) or _VECTOR.fullmatch(column) or frame[column].dtype.is_nested():
             continue
         values = frame[column].cast(pl.String, strict=False)
         values = values.set(values == "", None)

@@ -143,9 +143,10 @@ class Comparer:
         """
         run = self._session.run(state.recipe, "hyper_cl")
         key = state.model_copy(update={"chosen": None})
-        if self._kept[0] != key:
-            self._kept = (key, self._pairs_of(run, state))
-        found = self._kept[1]
+        kept = self._kept  # looked at once: another request may replace it meanwhile
+        if kept[0] != key:
+            self._kept = kept = (key, self._pairs_of(run, state))
+        found = kept[1]
         chosen = state.chosen if state.chosen in found[0]["row"] else None
         parted = None if chosen is None else self._parted(run, state, found[0], said)
         return Compared(state.model_copy(update={"chosen": chosen}), *found, parted)
@@ -177,7 +178,8 @@ class Comparer:
             held = pl.concat([others.filter(pl.col("row") != state.chosen), changed.filter(row=state.chosen)])
         row = held["row"].to_list().index(state.chosen)
         key = (run.folder, state.model, state.strength, held.select("row", "sentence1", "sentence2").rows())
-        if self._known[0] != key:
+        known = self._known
+        if known[0] != key:
             model = self._session.model(run, state.model)
-            self._known = (key, cosines_by_condition(model, held, state.strength, said))
-        return separations(held["plain"][row], self._known[1], row)
+            self._known = known = (key, cosines_by_condition(model, held, state.strength, said))
+        return separations(held["plain"][row], known[1], row)

@@ -1,8 +1,10 @@
 """One training in several processes, as torchrun starts them: who leads, which rows are whose, sums over all.
 
 All processes draw the same random numbers and go through the same batches. Each computes its own part of a
-batch; gradients and losses are averaged, so that a step is that of the whole batch. Only the first process
-writes files. With one process, as always without torchrun, nothing here does anything.
+batch; gradients and losses are averaged, so that a step is that of the whole batch, except for batch
+statistics: a tower with BatchNorm normalises by each process's own part, and the first process's running
+statistics are the ones that are kept. Only the first process writes files. With one process, as always
+without torchrun, nothing here does anything.
 
 Shape letters: B rows of a batch, D width.
 """

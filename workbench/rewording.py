@@ -23,6 +23,7 @@ from workbench.tables import last_split
 from workbench.view_state import FairnessState
 
 AS_RUN, AS_TYPED = "as the run asks", "as typed"
+AGAIN = ("scenes", "photos")  # pictures that are drawn or read again; others are somebody's own
 MOST_SAID = 12  # reworded names
 _CONDITIONED = ("hyper", "token_control")
 _LIMITS = (
@@ -94,7 +95,7 @@ class Reworded:
 
 def rewordable(run: Run, column: str) -> list[str]:
     """Return the class sets that can be asked in other words: the run's own data, with such groups."""
-    if run.recipe["data"]["source"] == "files":
+    if run.recipe["data"]["source"] not in AGAIN:
         return []
     told = run.scores.filter(pl.col(column).is_not_null())["set"].unique().to_list()
     return [name for name in set_names(run) if name in told]
@@ -170,9 +171,10 @@ def compare_wordings(session: Session, state: FairnessState, resamples: int = 10
         RunError: no such run or model, or pictures that are not at hand or not those of the run.
     """
     run, column = session.run(state.recipe, "hyper_clip"), state.column
-    if run.recipe["data"]["source"] == "files":
+    if run.recipe["data"]["source"] not in AGAIN:
         raise RunError(
-            f"run {run.folder.name} asked somebody's own pictures, which it does not keep; choose another run"
+            f"run {run.folder.name} asked pictures which it does not keep and cannot read again; choose "
+            "another run"
         )
     if state.asked not in (there := rewordable(run, column)):
         raise DataError(

@@ -197,7 +197,7 @@ def run_recipe(
             if fresh:
                 shutil.rmtree(private, ignore_errors=True)
             about = {"data_sha256": data.sha256, "encoder_sha256": encoder.fingerprint, "identity": identity}
-            request = {"name": name, "out": out, "device": device, "changes": changes}
+            request = {"name": name, "out": out, "device": device, "changes": changes, "fresh": fresh}
             with clear_disk_errors(private), shared(workers, request):
                 _compute(recipe, data, encoder, private, device, about)
                 _publish(private, final)

@@ -31,7 +31,8 @@ class Session:
             out: output folder of the runs.
         """
         self.out = Path(out)
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of what is known, never held while something is loaded
+        self._loading: dict[tuple[object, ...], threading.RLock] = {}
         self._models: dict[tuple[Path, str], Any] = {}
         self._stores: dict[Path, EmbeddingStore] = {}  # in memory, by the folder that each one began with
         self._texts: dict[tuple[Path, str], ConditionedTexts] = {}
@@ -79,14 +80,17 @@ class Session:
             RunError: the run kept no such model.
         """
         key = (run.folder, name if load is Run.model else f"{name} by {load.__name__}")
-        with self._lock:  # two browsers that ask at once load a model once
-            if key not in self._models:
-                self._models[key] = found = load(run, name)
-                store = getattr(found, "store", None)
-                if store is not None and store.folder is not None:
-                    # What people type is theirs: it leaves no trace on disk, and no page waits for one.
+
+        def opened() -> Any:
+            found = load(run, name)
+            store = getattr(found, "store", None)
+            if store is not None and store.folder is not None:
+                # What people type is theirs: it leaves no trace on disk, and no page waits for one.
+                with self._lock:
                     found.store = self._stores.setdefault(store.folder, store.apart())
-            return self._models[key]
+            return found
+
+        return self._once(self._models, key, opened)
 
     def texts_of(self, recipe: str, model: str) -> ConditionedTexts:
         """Return the bundled sentences under a trained model of a run, ready to be moved.
@@ -96,11 +100,20 @@ class Session:
         """
         run = self.run(recipe, "hyper_cl")
         chosen = model or self.first_model(self.text_models(recipe))
+        return self._once(
+            self._texts, (run.folder, chosen), lambda: ConditionedTexts(self.model(run, chosen), sentences())
+        )
+
+    def _once(self, kept: dict[Any, Any], key: tuple[Path, str], make: Callable[[], Any]) -> Any:
+        """Return what is kept, or make it; two that ask at once wait for one, and nobody else waits."""
         with self._lock:
-            key = (run.folder, chosen)
-            if key not in self._texts:
-                self._texts[key] = ConditionedTexts(self.model(run, chosen), sentences())
-            return self._texts[key]
+            if key in kept:
+                return kept[key]
+            own = self._loading.setdefault((id(kept), *key), threading.RLock())
+        with own:
+            if key not in kept:
+                kept[key] = make()
+            return kept[key]
 
     def text_models(self, recipe: str) -> list[str]:
         """Return the models of a run that know conditions by text and not by number.

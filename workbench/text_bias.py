@@ -36,12 +36,12 @@ PLAIN, CONDITIONED = "plain encoder", "under the condition"
 CANNOT = (
     "An effect size says how far two sets of words lie apart along one contrast, in units of the spread "
     "of the words asked; not how strong a harm is, and not what a model that uses the vectors will do. "
-    "With five tests, one p below 0.05 in four looks comes by chance alone. A condition also changes "
-    "the spread that d is divided by. The pairs ask which sentence lies nearer to one that names "
-    "nobody. That is not the score of CrowS-Pairs, which needs the word probabilities of a masked "
-    "language model: a sentence encoder has none, the packaged MiniLM neither. With its own pairs, how far "
-    "apart the two sentences lie is shown instead: 0 if the encoder does not see the group, and nothing "
-    "about which one it prefers; as the condition moves all distances, compare kinds with each other."
+    "A condition also changes the spread that d is divided by. The pairs ask which sentence lies nearer "
+    "to one that names nobody. That is not the score of CrowS-Pairs, which needs the word probabilities "
+    "of a masked language model: a sentence encoder has none, the packaged MiniLM neither. With its own "
+    "pairs, how far apart the two sentences lie is shown instead: 0 if the encoder does not see the group, "
+    "and nothing about which one it prefers; as the condition moves all distances, compare kinds with each "
+    "other."
 )
 MEANINGS = {  # of the columns of the tables
     "effect": "how far two sets of words lie apart along one contrast, in standard deviations, -2 to 2",
@@ -284,7 +284,11 @@ class Associations:
     @property
     def limits(self) -> str:
         """What the tests cannot show."""
-        return f"{LIMITS} {CANNOT}" if self.source == BUNDLED else CANNOT
+        looks = self.tests.height
+        chance = [
+            f"{looks} effects are tested: {looks * 0.05:.2g} with p below 0.05 are expected by chance alone."
+        ]
+        return " ".join([*[LIMITS] * (self.source == BUNDLED), CANNOT, *chance * (looks > 0)])
 
     def said(self) -> list[str]:
         """Say for every test and kind of pair whether the condition adds bias, and what it looks for."""
@@ -297,9 +301,8 @@ class Associations:
             names = self.tests["test"].unique(maintain_order=True)
             for one, said in zip(names, change_said(self.tests), strict=True):
                 lines.append(f"· {said}. {about[one].kind.capitalize()}: {about[one].says}")
-            lines.append(
-                "A condition that loses the sanity check too has removed no bias: it tells no words apart."
-            )
+            if "sanity check" in {test.kind for test in self.asked.tests}:
+                lines.append("A condition that loses the sanity check too has removed no bias: it is blind.")
         if "distance" in self.pairs.columns:
             lines.append("Distance between two sentences that only differ in the group, 0: not seen:")
             lines += [f"· {line}." for line in change_said(self.pairs, "distance")]

@@ -50,6 +50,8 @@ class ZooState(Settings):
     recipe: Text = ""
     model: Text = ""
     against: Text = ""
+    text: Text = Field(default="", description="text encoder of the chosen pair; empty for the best pair")
+    image: Text = Field(default="", description="image encoder of the chosen pair")
 
 
 class SimilarityState(Settings):

@@ -39,6 +39,33 @@ def image_order(scores: pl.DataFrame, reference: str) -> list[str]:
     return ranked.sort("control", -pl.col("value"), maintain_order=True)["image"].to_list()
 
 
+def pair_axes(scores: pl.DataFrame, reference: str) -> tuple[list[str], list[str], list[str]]:
+    """Return what the map of all pairs is laid out by: text encoders, image encoders, and controls.
+
+    Both kinds of image encoders stand in the reference's order, best first.
+    """
+    texts = scores["text"].unique(maintain_order=True).to_list()
+    order = image_order(scores, reference)
+    controls = set(scores.filter("control")["image"])
+    return texts, [one for one in order if one not in controls], [one for one in order if one in controls]
+
+
+def pair_by_ways(scores: pl.DataFrame, text: str, image: str) -> pl.DataFrame:
+    """Return what every way gives for one pair, the best first.
+
+    Returns:
+        One row per way: model, value (test R@10, mean of both directions and over seeds, 0 to 1), low and
+        high (the lowest and the highest seed), text_to_image and image_to_text (its two parts), seeds.
+    """
+    own = scores.filter(split="test", text=text, image=image).group_by("model", maintain_order=True)
+    found = own.agg(
+        value=_BOTH.mean(), low=_BOTH.min(), high=_BOTH.max(),
+        text_to_image=pl.col(f"t2i_{MAIN}").mean(), image_to_text=pl.col(f"i2t_{MAIN}").mean(),
+        seeds=pl.col("seed").drop_nulls().n_unique(),
+    )  # fmt: skip
+    return found.sort("value", descending=True, maintain_order=True)
+
+
 def chosen_texts(scores: pl.DataFrame) -> pl.DataFrame:
     """Return for each way, seed and image encoder the best text encoder's R@10, chosen on valid.
 

@@ -48,7 +48,7 @@ class AssociationStimuli:
     Attributes:
         name: of the test.
         says: how to read a positive effect.
-        kind: "sanity check", "nothing expected", "stereotype" or "own".
+        kind: "sanity check", "nothing expected", "stereotype", "published" or "own".
         labels: what each of the four sets is called, by role.
         sentences: by role, the sentences of every word.
     """
@@ -106,7 +106,7 @@ def named_stimuli(name: str) -> Stimuli:
         return Stimuli(twins=table.select(kind="bias_type", more="sent_more", less="sent_less"))
     table = pl.read_parquet(verified_folder(data) / "tests.parquet")
     chosen = pl.any_horizontal(pl.col("test").str.starts_with(start) for start in starts)
-    return Stimuli(_tests(table.filter(chosen), data))
+    return Stimuli(_tests(table.filter(chosen), data, "published"))
 
 
 @lru_cache(maxsize=1)
@@ -153,7 +153,7 @@ def read_stimuli(raw: bytes, name: str) -> Stimuli:
     if set(PAIR_COLUMNS) <= set(table.columns):
         return Stimuli(pairs=_pairs(table, name))
     if {"test", "role", "text"} <= set(table.columns):
-        return Stimuli(_tests(table, name))
+        return Stimuli(_tests(table, name, "own"))
     raise DataError(
         f"{name} has the columns {', '.join(table.columns)[:200]}; association tests need test, role and "
         f"text, pairs need {', '.join(PAIR_COLUMNS)}"
@@ -180,7 +180,7 @@ def _pairs(table: pl.DataFrame, name: str) -> pl.DataFrame:
     return table.select(kind.alias("kind"), *PAIR_COLUMNS)
 
 
-def _tests(table: pl.DataFrame, name: str) -> tuple[AssociationStimuli, ...]:
+def _tests(table: pl.DataFrame, name: str, kind: str) -> tuple[AssociationStimuli, ...]:
     table = _clean(table, ("test", "role", "text"), name).with_columns(pl.col("role").replace(_ROLE_NAMES))
     unknown = sorted(set(table["role"]) - set(ROLES))
     if unknown:
@@ -204,5 +204,5 @@ def _tests(table: pl.DataFrame, name: str) -> tuple[AssociationStimuli, ...]:
                 f"{name}, test {test!r}: {sizes[0]} and {sizes[1]} target words; the test needs equal numbers"
             )
         says = f"Positive means that {labels['target1']} goes with {labels['attribute1']}."
-        found.append(AssociationStimuli(test, says, "own", labels, sentences))
+        found.append(AssociationStimuli(test, says, kind, labels, sentences))
     return tuple(found)

@@ -170,6 +170,7 @@ class ClassifyView(pn.viewable.Viewer):
     @param.depends("names", "model", "pictures", "drawing", watch=True)
     def _ask(self) -> None:
         self._saved[:] = []
+        self._export.clear()
         self.live.ask(self.state())
 
     def upload(self, files: dict[str, bytes]) -> None:
@@ -204,10 +205,10 @@ class ClassifyView(pn.viewable.Viewer):
             raise DataError(f"no pictures {state.pictures!r} here; there are: {', '.join(self._sources)}")
         return prepared_sample(source, classes, size)
 
-    def _write(self, _: object, job: Job) -> bytes:
-        state = self.state()
+    def _write(self, state: ClassifyState, job: Job) -> tuple[str, bytes]:
         run = self._session.run(state.recipe, "hyper_clip")
-        return archive(adapt_both(self._session, run, state.model, names_in(state.names)), run)
+        name = f"classifier-{run.recipe['name']}-{state.model}.zip"
+        return name, archive(adapt_both(self._session, run, state.model, names_in(state.names)), run)
 
     # --- drawing --------------------------------------------------------------------------------------------
 
@@ -277,8 +278,8 @@ class ClassifyView(pn.viewable.Viewer):
             )
         return said
 
-    def _offer_archive(self, raw: bytes) -> None:
-        name = f"classifier-{self.recipe}-{self.model}.zip"
+    def _offer_archive(self, written: tuple[str, bytes]) -> None:
+        name, raw = written
         button = pn.widgets.FileDownload(
             callback=lambda: io.BytesIO(raw), filename=name,
             label=f"Download the zip ({len(raw) / 1e6:.1f} MB)", color="primary", width=300,
@@ -323,7 +324,7 @@ class ClassifyView(pn.viewable.Viewer):
         )
         shown = pn.bind(lambda one: one == OWN, self.param.pictures)
         write = made.Button(label="Export as ONNX", variant="outline", width=150)
-        write.on_click(lambda _: self._export.ask(None))
+        write.on_click(lambda _: self._export.ask(self.state()))
         return pn.Column(
             made.TextAreaInput.from_param(
                 self.param.names, label="Class names", width=300, rows=5, max_length=LONGEST_TEXT

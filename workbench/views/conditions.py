@@ -93,9 +93,10 @@ class ConditionsView(pn.viewable.Viewer):
         """
         super().__init__()  # first: until then, what is offered here would be offered by every page's view
         self._session, self._run = session, session.run(state.recipe, "hyper_cl")
-        self._state, self._frame, self._shown = state, own, None
+        self._state, self._shown = state, None
         self._follows = not state.attribute  # the one that the condition names, until a person chooses
-        self._own: dict[str, ConditionedTexts] = {}  # by model; lives and dies with this view
+        # Texts of one's own, and what models made of them: one value, since work in a thread reads both.
+        self._brought: tuple[pl.DataFrame | None, dict[str, ConditionedTexts]] = own, {}
         missing = f"This link was made over {state.own:,} texts of somebody's own, which no link holds"
         self._problem = problem or (missing if state.own and own is None else "")
         self.param.model.objects = models = session.text_models(state.recipe)
@@ -133,19 +134,19 @@ class ConditionsView(pn.viewable.Viewer):
         names = ("model", "condition", "other", "blend", "strength", "query", "clicked")
         values: dict[str, Any] = {name: getattr(self, name) for name in names}
         values["attribute"] = "" if self._follows or self.attribute == NO_ATTRIBUTE else self.attribute
-        values["own"] = 0 if self._frame is None else self._frame.height
+        values["own"] = 0 if self._brought[0] is None else self._brought[0].height
         return self._state.model_copy(update=values)
 
     def _texts(self, state: ConditionsState, job: Job | None = None) -> ConditionedTexts:
         """Return the sentences that are looked at, encoded once."""
         bundled = self._session.texts_of(state.recipe, state.model)
-        if self._frame is None:
+        frame, made = self._brought
+        if frame is None:
             return bundled
-        frame, key = self._frame, state.model
-        if key not in self._own:
+        if state.model not in made:
             told = job.told(frame.height) if job else lambda _: None
-            self._own[key] = ConditionedTexts(bundled.model.apart(), frame, told)
-        return self._own[key]
+            made[state.model] = ConditionedTexts(bundled.model.apart(), frame, told)
+        return made[state.model]
 
     def compute(self, state: ConditionsState, job: Job | None = None) -> Shown:
         """Compute everything that follows from a state."""
@@ -164,8 +165,8 @@ class ConditionsView(pn.viewable.Viewer):
 
     @param.depends("attribute", watch=True)
     def _recolour(self) -> None:
-        if self._shown is not None and self.attribute != self._shown.attribute:
-            self._follows = False
+        if self._shown is not None and self.attribute != self._wanted:
+            self._follows, self._wanted = False, self.attribute
             self.live.ask(self.state())
 
     # --- drawing --------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ class ConditionsView(pn.viewable.Viewer):
 
     def _draw(self, shown: Shown) -> None:
         """Show a result."""
-        self._shown = shown
+        self._shown, self._wanted = shown, shown.attribute
         known = shown.texts.attributes or [NO_ATTRIBUTE]
         # Both, one after the other: a value that is not offered would be replaced by the first that is.
         self.param.attribute.objects = list(dict.fromkeys([*known, self.attribute]))
@@ -206,6 +207,7 @@ class ConditionsView(pn.viewable.Viewer):
         _list(self._found, shown.found)
         self._mark()
         if shown.purity is None:
+            self._more.clear()
             self._purity.show(None)
             self._grouped.show(None)
         else:
@@ -271,8 +273,7 @@ class ConditionsView(pn.viewable.Viewer):
 
     def bring(self, frame: pl.DataFrame | None) -> None:
         """Look at texts of one's own, or at the bundled ones again."""
-        self._frame, self._shown = frame, None
-        self._own.clear()
+        self._brought, self._shown = (frame, {}), None
         self._follows = True
         self.param.update(clicked=None)
         self.param.attribute.objects = [NO_ATTRIBUTE]
@@ -281,8 +282,7 @@ class ConditionsView(pn.viewable.Viewer):
 
     def look_at(self, texts: ConditionedTexts) -> None:
         """Look at texts that are encoded already."""
-        self._frame, self._shown = texts.frame, None
-        self._own = {self.model: texts}
+        self._brought, self._shown = (texts.frame, {self.model: texts}), None
 
     def _bring(self, read: Callable[[], pl.DataFrame]) -> None:
         try:
@@ -310,7 +310,7 @@ class ConditionsView(pn.viewable.Viewer):
     def code(self) -> list[str]:
         """Return notebook code that makes the same figure."""
         state = self.state().model_dump(mode="json", exclude={"version", "app", "own"})
-        own = self._frame is not None
+        own = self._brought[0] is not None
         return [
             *["from pathlib import Path", "from workbench.own_texts import read_texts"] * own,
             "from workbench.session import Session",

@@ -156,7 +156,9 @@ class FairnessView(pn.viewable.Viewer):
             columns = [name for name in columns if name in fair_columns(other)]
             sets = [name for name in sets if name in set_names(other)]
         if not columns:
-            raise RunError(f"{run.folder.name} has no group column to compare by; choose another run")
+            runs = [run] if other is None else [run, other]
+            told = [f"{one.folder.name} ({', '.join(fair_columns(one)) or 'none'})" for one in runs]
+            raise RunError(f"no group column to compare by in {' and '.join(told)}; choose another run")
         return columns, sets
 
     def _of_texts(self, state: FairnessState) -> dict[str, str]:
@@ -188,6 +190,7 @@ class FairnessView(pn.viewable.Viewer):
             if self.text_recipe:
                 values |= self._of_texts(state)
         except WorkbenchError as problem:
+            self._offered = self._asked = None  # whatever is chosen next is asked anew
             self.live.ask(problem)
             return
         with param.parameterized.discard_events(self):
@@ -261,9 +264,8 @@ class FairnessView(pn.viewable.Viewer):
 
     def _make_panes(self) -> None:
         self._panes = [FigurePlace(flex="1 1 420px", min_width="min(300px, 100%)") for _ in range(2)]
-        self._said, self._limits = note(""), note("")
-        self._tables = [TablePlace(), TablePlace()]
-        self._code = code_of([])
+        self._said, self._limits, self._measured = note(""), note(""), None
+        self._tables, self._code = [TablePlace(), TablePlace()], code_of([])
         self._footer = pn.Column(sizing_mode="stretch_width")
 
     def figures(self, measured: Found) -> list[go.Figure]:
@@ -272,12 +274,9 @@ class FairnessView(pn.viewable.Viewer):
             tests = [association_figure(measured.tests)] if measured.tests.height else []
             draw = distance_figure if measured.asked.twins.height else preference_figure
             return tests + ([draw(measured.pairs)] if measured.pairs.height else [])
-        reworded = isinstance(measured, Reworded)
-        sides, name, to = (
-            (measured.sides, _COLUMNS[TO_OTHER], "the wording of the run")
-            if reworded
-            else (measured, _COLUMNS[self.difference], self.difference)
-        )
+        sides, name, to = measured, _COLUMNS[self.difference], self.difference
+        if reworded := isinstance(measured, Reworded):
+            sides, name, to = measured.sides, _COLUMNS[TO_OTHER], "the wording of the run"
         found = [group_accuracy_figure(sides.rows, self.column, sides.smallest)]
         rows = sides.rows.filter(side="B") if reworded else sides.rows
         if rows[name].drop_nulls().len():
@@ -285,6 +284,7 @@ class FairnessView(pn.viewable.Viewer):
         return found
 
     def _draw(self, measured: Found) -> None:
+        self._measured = measured
         if isinstance(measured, Reworded):  # the set's own words are where a person starts from
             plain = measured.plain
             self._start = {"names": "\n".join(plain.names), "templates": "\n".join(plain.templates)}
@@ -302,6 +302,8 @@ class FairnessView(pn.viewable.Viewer):
         run = self._session.run(self.text_recipe, "hyper_cl") if texts else self._images[self.recipe]
         model = self.text_model if texts else self.model if isinstance(measured, Reworded) else ""
         made = origin(run, model, kept=bool(model))
+        if isinstance(measured, Sides):
+            made = "; ".join(origin(one.run, one.model) for one in self._sides(self.state()))
         # Of the differences, the one that is asked for; downloads hold all.
         apart = tuple(name for to, name in _COLUMNS.items() if to != self.difference)
         for table, whole in zip(self._tables, measured.tables, strict=True):
@@ -332,9 +334,9 @@ class FairnessView(pn.viewable.Viewer):
         both = pn.FlexBox(*self._panes, sizing_mode="stretch_width", align_items="flex-start")
         return [self._said, both, self._limits, *self._tables, self._footer]
 
-    def _numbers(self) -> pl.DataFrame:
-        """Return all numbers of the first table, those of differences that are not shown included."""
-        return next(table for table in self.measured().tables if not table.is_empty())
+    def _numbers(self) -> pl.DataFrame | None:
+        """Return all numbers of the first table shown, those of other differences included."""
+        return self._measured and next(table for table in self._measured.tables if not table.is_empty())
 
     def _controls(self) -> pn.Column:
         made, texts = pn.widgets, self.param

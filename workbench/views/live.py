@@ -152,8 +152,7 @@ class Live(pn.viewable.Viewer):
             try:
                 outcome = _outcome(self._work, request, job)
             except Exception as problem:  # else the page would wait for ever
-                _log.exception("a dashboard's work failed")
-                outcome = None, f"This failed with {type(problem).__name__}; the server's log says more.", 0.0
+                outcome = None, _unforeseen(problem), 0.0
             self._later(job, document, partial(self._finish, job, *outcome))
 
     def _finish(self, job: Job, result: Any, problem: str, seconds: float) -> None:
@@ -167,6 +166,8 @@ class Live(pn.viewable.Viewer):
                     self._draw(result)
                 except WorkbenchError as found:
                     problem = str(found)
+                except Exception as found:  # else the page would say for ever that it works
+                    problem = _unforeseen(found)
             self._say(problem or f"Ready in {seconds:.2f} s.", bad=bool(problem))
 
     def _later(self, job: Job, document: Any, callback: Callable[[], None]) -> None:
@@ -199,6 +200,12 @@ class Live(pn.viewable.Viewer):
     def __panel__(self) -> pn.viewable.Viewable:
         """Lay out the line with its button; its height is kept, so that nothing below jumps."""
         return pn.Row(self._line, self._cancel, sizing_mode="stretch_width", min_height=40)
+
+
+def _unforeseen(problem: Exception) -> str:
+    """Log a failure that is ours, from where it is caught, and say it in a sentence."""
+    _log.exception("a dashboard's work failed")
+    return f"This failed with {type(problem).__name__}; the server's log says more."
 
 
 def _outcome(work: Callable[[Any, Job], Any], request: Any, job: Job) -> tuple[Any, str, float]:

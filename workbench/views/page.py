@@ -51,14 +51,6 @@ def note(text: str) -> Text:
     return Text(text, styles=_MUTED, sizing_mode="stretch_width")
 
 
-def shown(draw: Callable[[], Any]) -> Any:
-    """Return what a function draws, or a banner that says what is wrong."""
-    try:
-        return draw()
-    except WorkbenchError as problem:
-        return banner(str(problem))
-
-
 def state_of_link(kind: type[Settings]) -> tuple[Settings, str]:
     """Read the view's state from the page's address.
 

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from typing import Any
 
 import panel as pn
 import polars as pl
@@ -26,12 +25,12 @@ def saved_page(title: str, content: pn.viewable.Viewable) -> io.StringIO:
     every = content.select(pn.viewable.Viewable)
     hidden = {id(inner) for part in every if not part.visible for inner in part.select()}
     for part in every:
-        if id(part) in hidden or getattr(part, "object", "") is None:
+        if id(part) in hidden or getattr(part, "object", "") is None or "live" in part.css_classes:
             continue
         if isinstance(part, pn.pane.Markdown | pn.pane.Str) and not isinstance(part, pn.pane.HTML):
             lines += str(part.object).lstrip("# ").splitlines()
         elif (drawn := _drawn(part)) is not None or isinstance(part, pn.widgets.Tabulator):
-            table = _table(part.value) if isinstance(part, pn.widgets.Tabulator) else None
+            table = _table(part) if isinstance(part, pn.widgets.Tabulator) else None
             sections.append(Section("", lines, table, drawn))
             lines = []
     return io.StringIO(render_page(title, [], sections, lines, plotly=True))
@@ -48,8 +47,9 @@ def _drawn(part: pn.viewable.Viewable) -> Markup | None:
     return Markup(part.object) if isinstance(part, pn.pane.HTML) else None
 
 
-def _table(values: Any) -> Table:
-    """Return a data frame with four decimals; a long one is cut and says so."""
+def _table(shown: pn.widgets.Tabulator) -> Table:
+    """Return the columns that are seen, with four decimals; a long table is cut and says so."""
+    values = shown.value.drop(columns=shown.hidden_columns)
     frame = pl.DataFrame({name: values[name].tolist() for name in values}, strict=False)
     rows = [
         [f"{cell:.4f}" if isinstance(cell, float) else "" if cell is None else cell for cell in row]

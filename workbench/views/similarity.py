@@ -219,7 +219,7 @@ class PairsView(pn.viewable.Viewer):
 
         self._slopes, self._quadrants, self._parted = place(), place(), place()
         self._matrices = [place(275) for _ in range(3)]
-        self._words = WordsView(self._session)
+        self._words, self._compared = WordsView(self._session), None
         self._said, self._told, self._sentences = note(""), note(""), note("")
         self._table, self._flips = TablePlace(self._pick), TablePlace(self._pick, "above")
         self._code = code_of([])
@@ -258,6 +258,7 @@ class PairsView(pn.viewable.Viewer):
         ]
 
     def _draw(self, compared: Compared) -> None:
+        self._compared = compared
         keep_link(self.state())
         pairs, chosen, parted = compared.pairs, compared.state.chosen, compared.parted
         figures = [
@@ -357,7 +358,7 @@ class PairsView(pn.viewable.Viewer):
             made.IntInput.from_param(self.param.chosen, width=300),
         )
         saved = save_button("similarity", lambda: pn.Column(*self._content(), footer(self._run)))
-        numbers = downloads("pairs", lambda: self.compared().pairs)
+        numbers = downloads("pairs", lambda: self._compared and self._compared.pairs)
         left = pn.Column(controls, pn.Row(copy_button(), saved), numbers, self._code)
         top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
         right = pn.Column(self.live, *self._content(), sizing_mode="stretch_width")

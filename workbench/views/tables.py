@@ -172,22 +172,32 @@ def compact(frame: pl.DataFrame) -> pl.DataFrame:
     intervals |= {name: (name.removesuffix("_low"),) for name in frame.columns if name.endswith("_low")}
     for low, values in intervals.items():
         for value in (one for one in values if one in frame.columns and low in frame.columns):
-            ends = frame.select(value, low, low.replace("low", "high")).rows()
-            cells = ["" if row[0] is None else with_interval(*row) for row in ends]
+            rows = frame.select(value, *_ends(low)).rows()
+            cells = ["" if row[0] is None else with_interval(*row) for row in rows]
             frame = frame.with_columns(pl.Series(value, cells, pl.String))
-    ends = pl.selectors.ends_with("_low", "_high") | pl.selectors.by_name("low", "high", require_all=False)
+    ends = pl.selectors.by_name(*(end for low in intervals for end in _ends(low)), require_all=False)
     frame = frame.select(pl.exclude("name", "exact", "seeds")).select(~ends)
     told = [one.name for one in frame if not {*one} <= {"", None}]
     return frame.select(told).rename(lambda name: name.replace("_", " "))
 
 
-def downloads(name: str, frame: Callable[[], pl.DataFrame]) -> pn.Row:
-    """Return buttons that download a table with all its digits, as CSV and as Parquet."""
+def _ends(low: str) -> tuple[str, str]:
+    """Return the columns of an interval's two ends."""
+    return low, f"{low.removesuffix('low')}high"
+
+
+def downloads(name: str, frame: Callable[[], pl.DataFrame | None]) -> pn.Row:
+    """Return buttons that download a table with all its digits, as CSV and as Parquet.
+
+    Args:
+        name: of the file.
+        frame: returns what is shown, without computing; None while there is nothing.
+    """
 
     def button(kind: str, write: Callable[[pl.DataFrame, io.BytesIO], object]) -> pn.widgets.FileDownload:
         def written() -> io.BytesIO:
-            file = io.BytesIO()
-            write(frame(), file)
+            file, found = io.BytesIO(), frame()
+            write(pl.DataFrame() if found is None else found, file)
             file.seek(0)
             return file
 

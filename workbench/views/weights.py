@@ -273,7 +273,7 @@ class WeightsView(pn.viewable.Viewer):
     def __panel__(self) -> pn.viewable.Viewable:
         """Lay out controls, figures, table and footer; narrow screens stack them."""
         saved = save_button("weights", lambda: pn.Column(*self._content(), footer(self._run)))
-        numbers = downloads("weights", lambda: self._found.tables[self.numbers])
+        numbers = downloads("weights", lambda: self._found and self._found.tables[self.numbers])
         left = pn.Column(
             pn.bind(self._controls, self.param.recipe), pn.Row(copy_button(), saved), self._code,
             pn.widgets.Select.from_param(self.param.numbers, width=300), numbers,

@@ -2,11 +2,16 @@
 
 import panel as pn
 import param
+import plotly.graph_objects as go
 import polars as pl
+from markupsafe import Markup
 
+from workbench.errors import WorkbenchError
 from workbench.figures_zoo import agreement_figure, cost_figure, pair_matrix_figure, scale_figure
+from workbench.generated import generating
 from workbench.session import Session
-from workbench.view_state import ZooState
+from workbench.view_state import WeightsState, ZooState, pack
+from workbench.views.figure import FigurePlace
 from workbench.views.page import (
     banner,
     beside,
@@ -17,24 +22,34 @@ from workbench.views.page import (
     note,
     origin,
     save_button,
-    shown,
+    show_code,
 )
 from workbench.views.tables import TablePlace, downloads
-from workbench.zoo_scores import pair_means
+from workbench.views.unsent import drop_nothing
+from workbench.zoo_scores import pair_axes, pair_by_ways, pair_means
 
 _MEANINGS = {
     "value": "test recall at 10, mean of both directions and over seeds, 0 to 1",
-    "against": "the same by the way that is compared with",
     "difference": "value minus against",
 }
+_WAYS = {
+    "value": _MEANINGS["value"],
+    "low": "of the lowest seed",
+    "high": "of the highest seed",
+    "text_to_image": "test recall at 10 of images for a caption, mean over seeds",
+    "image_to_text": "test recall at 10 of captions for an image, mean over seeds",
+}
+_EVERY = "Every pair, the best first; controls are no candidates. Click a pair here or in the map."
+_CONNECTOR = Markup('<a href="weights?view={}">Look at this connector</a> in Weights, as {} made it.')
 
 
 class ZooView(pn.viewable.Viewer):
-    """A finished run of a zoo, one way at a time beside another."""
+    """A finished run of a zoo, one way at a time beside another, and one pair of it by every way."""
 
     recipe = param.Selector(default=None, objects=[None], doc="Finished runs.")
     model = param.Selector(default=None, objects=[None], doc="The way whose pairs are shown.")
     against = param.Selector(default=None, objects=[None], doc="The way that differences are taken to.")
+    pair = param.Parameter(default=("", ""), doc="Text and image encoder of the chosen pair, or empty.")
 
     def __init__(self, session: Session, state: ZooState, problem: str = "") -> None:
         """Build the view.
@@ -50,6 +65,7 @@ class ZooView(pn.viewable.Viewer):
         super().__init__()  # first: until then, what is offered here would be offered by every page's view
         self._session, self._problem = session, problem
         self._run = session.run(state.recipe, "hyper_align")
+        self._drawn: ZooState | None = None
         self.param.recipe.objects = list(session.runs("hyper_align"))
         self._offer()
         ways = self.param.model.objects
@@ -58,44 +74,114 @@ class ZooView(pn.viewable.Viewer):
                 recipe=self._run.recipe["name"],
                 model=state.model if state.model in ways else ("search" if "search" in ways else ways[0]),
                 against=state.against if state.against in ways else self._run.recipe["reference"],
+                pair=self._known(state.text, state.image),
             )
+        self._make_parts()
+        self._draw()
 
     def _offer(self) -> None:
         """Offer the ways of the shown run."""
         names = [model["name"] for model in self._run.recipe["models"] if model["kind"] != "chance"]
         self.param.model.objects = self.param.against.objects = names
 
+    def _known(self, text: str, image: str) -> tuple[str, str]:
+        """Return a pair if the run has it, else none."""
+        there = (pl.col("text") == text) & (pl.col("image") == image)
+        return (text, image) if self._run.scores.filter(there).height else ("", "")
+
     @param.depends("recipe", watch=True)
     def _other_run(self) -> None:
         self._run = self._session.run(self.recipe, "hyper_align")
         self._offer()
-        ways = self.param.model.objects
-        self.model = self.model if self.model in ways else ways[0]
-        self.against = self.against if self.against in ways else self._run.recipe["reference"]
+        ways, reference = self.param.model.objects, self._run.recipe["reference"]
+        self.param.update(
+            model=self.model if self.model in ways else ways[0],
+            against=self.against if self.against in ways else reference,
+            pair=self._known(*self.pair),
+        )
+        self._draw()
 
     def state(self) -> ZooState:
         """Return what is shown as a value for a link."""
-        return ZooState(recipe=self.recipe, model=self.model, against=self.against)
+        text, image = self.pair
+        return ZooState(recipe=self.recipe, model=self.model, against=self.against, text=text, image=image)
 
-    @param.depends("recipe", "model", "against")
-    def content(self) -> pn.viewable.Viewable:
-        """Draw everything that follows from the controls."""
-        return shown(self._content)
+    # --- drawing --------------------------------------------------------------------------------------------
 
-    def _content(self) -> pn.viewable.Viewable:
-        keep_link(self.state())
+    def _make_parts(self) -> None:
+        self._map, self._others = FigurePlace(self._click), [FigurePlace() for _ in range(3)]
+        self._told, self._ways, self._connector = note(""), TablePlace(), pn.pane.HTML("", visible=False)
+        self._table = TablePlace(self._pick, hidden_columns=["row"])
+        self._wrong, self._code = pn.Column(sizing_mode="stretch_width"), code_of([])
+
+    def _click(self, event: param.parameterized.Event) -> None:
+        """Choose the pair of a cell of the map; the gap above the controls is none."""
+        points = (event.new or {}).get("points") or [{}]
+        texts, images, controls = pair_axes(self._run.scores, self.against)
+        rows = [*images, "", *controls]
+        column, row = points[0].get("x"), points[0].get("y")
+        if isinstance(row, int) and isinstance(column, int) and row < len(rows) and rows[row]:
+            self.pair = texts[column], rows[row]
+
+    def _pick(self, row: int) -> None:
+        self.pair = tuple(self.numbers().row(row, named=False)[:2])
+
+    def figures(self) -> list[go.Figure]:
+        """Draw the map of all pairs, quality against cost, quality by size, and how far the ways agree."""
         run, models = self._run, self._run.recipe["models"]
-        figures = [
-            pair_matrix_figure(run.scores, self.model, self.against),
+        chosen = self.pair if all(self.pair) else None
+        return [
+            pair_matrix_figure(run.scores, self.model, self.against, chosen),
             cost_figure(run.metrics, models),
             scale_figure(run.scores, models),
             agreement_figure(run.scores, run.metrics, models, run.recipe["reference"]),
         ]
-        panes = [pn.pane.Plotly(figure, sizing_mode="stretch_width") for figure in figures]
-        table = TablePlace()
-        table.show(self.numbers(), meanings=_MEANINGS, origin=origin(run, self.model, "test split"))
-        told = note("Every pair, the best first; controls are no candidates.")
-        return pn.Column(*panes, told, table, sizing_mode="stretch_width")
+
+    @param.depends("model", "against", "pair", watch=True)
+    def _draw(self) -> None:
+        """Draw everything that follows from the controls, once for one state."""
+        state = self.state()
+        if state == self._drawn:
+            return
+        drop_nothing(pn.state.curdoc)
+        with pn.io.hold():
+            try:
+                self._draw_pairs(state)
+                self._wrong[:] = []
+            except WorkbenchError as problem:
+                self._wrong[:] = [banner(str(problem))]
+        self._drawn = state
+
+    def _draw_pairs(self, state: ZooState) -> None:
+        keep_link(state)
+        pairs, *others = self.figures()
+        self._map.show(pairs)
+        only_pair = self._drawn is not None and (
+            self._drawn.model_copy(update={"text": state.text, "image": state.image}) == state
+        )
+        if not only_pair:  # the others do not mark a pair
+            for place, figure in zip(self._others, others, strict=True):
+                place.show(figure)
+        self._draw_pair()
+        numbers = self.numbers().with_row_index("row")
+        here = numbers.filter(text=self.pair[0], image=self.pair[1])["row"].to_list()
+        made = origin(self._run, self.model, "test split")
+        told = {**_MEANINGS, "against": f"the same by {self.against}"}
+        self._table.show(numbers, here[0] if here else None, meanings=told, origin=made)
+        show_code(self._code, self.code())
+
+    def _draw_pair(self) -> None:
+        """Show the chosen pair by every way, else the best one, and the way to its connector."""
+        text, image = self.pair if all(self.pair) else self.numbers().row(0)[:2]
+        what = "Chosen pair" if all(self.pair) else "Best pair"
+        self._told.object = f"{what}: {text} and {image}, by every way. Click a cell of the map for another."
+        found = pair_by_ways(self._run.scores, text, image)
+        self._ways.show(found, meanings=_WAYS, origin=origin(self._run, rows="test split"))
+        kept = generating(self._run)
+        if kept and pn.state.location is not None:  # else there is no other page to go to
+            way = self.model if self.model in kept else kept[0]
+            there = pack(WeightsState(recipe=self.recipe, model=way, slot=text, shown=image))
+            self._connector.param.update(object=str(_CONNECTOR.format(there, way)), visible=True)
 
     def numbers(self) -> pl.DataFrame:
         """Return every pair by the shown way and by the other, the best first, controls last."""
@@ -109,22 +195,31 @@ class ZooView(pn.viewable.Viewer):
         found = found.with_columns(difference=pl.col("value") - pl.col("against"))
         return found.sort("control", "value", descending=[False, True], maintain_order=True)
 
-    @param.depends("recipe", "model", "against")
-    def _code(self) -> pn.viewable.Viewable:
-        return code_of(
-            [
-                "from workbench import find_run",
-                "from workbench.figures_zoo import pair_matrix_figure",
-                f"run = find_run({self.recipe!r})",
-                f"pair_matrix_figure(run.scores, {self.model!r}, {self.against!r})",
-            ]
-        )
+    def code(self) -> list[str]:
+        """Return notebook code that makes the same figures."""
+        state = self.state().model_dump(mode="json", exclude={"version", "app"})
+        return [
+            "from workbench.session import Session",
+            "from workbench.view_state import ZooState",
+            "from workbench.views.zoo import ZooView",
+            f"view = ZooView(Session(), ZooState(**{state!r}))",
+            "for figure in view.figures():",
+            "    figure.show()",
+        ]
+
+    def content(self) -> list[pn.viewable.Viewable]:
+        """Return figures, texts and tables in their order."""
+        every = note(_EVERY)
+        return [self._map, self._told, self._ways, *self._others, every, self._table]
 
     def __panel__(self) -> pn.viewable.Viewable:
         """Lay out controls, figures and footer; narrow screens stack them."""
-        controls = pn.Param(self, parameters=["recipe", "model", "against"], show_name=False, width=300)
-        saved = save_button("zoo", lambda: pn.Column(self._content(), footer(self._run)))
+        names = ["recipe", "model", "against"]
+        controls = pn.Column(*(pn.widgets.Select.from_param(self.param[one], width=300) for one in names))
+        saved = save_button("zoo", lambda: pn.Column(*self.content(), footer(self._run)))
         left = pn.Column(controls, pn.Row(copy_button(), saved), downloads("pairs", self.numbers), self._code)
         top = [banner(f"{self._problem}. The default view is shown.")] if self._problem else []
-        right = pn.Column(self.content, sizing_mode="stretch_width")
-        return pn.Column(*top, beside(left, right), footer(self._run), sizing_mode="stretch_width")
+        drawn, told, ways, *rest = self.content()
+        right = pn.Column(self._wrong, drawn, told, self._connector, ways, *rest, sizing_mode="stretch_width")
+        last = pn.bind(lambda _: footer(self._run), self.param.recipe)
+        return pn.Column(*top, beside(left, right), last, sizing_mode="stretch_width")
