@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
@@ -96,6 +97,19 @@ def test_a_run_asked_for_afresh_is_computed_again_with_the_same_numbers(recipe, 
     assert again.provenance["finished"] > finished
     assert again.metrics.equals(metrics)
     assert again.scores.equals(scores)
+
+
+def test_helpers_of_a_run_asked_for_afresh_are_asked_for_it_afresh(recipe, copied, monkeypatch):
+    asked = []
+
+    @contextmanager
+    def alone(size, request):
+        asked.append((size, request["fresh"]))
+        yield
+
+    monkeypatch.setattr("workbench.sharing.shared", alone)
+    run_recipe(recipe, out=copied[1], fresh=True, workers=2)
+    assert asked == [(2, True)]
 
 
 def test_another_seed_makes_another_run(recipe, made, copied):

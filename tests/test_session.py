@@ -1,5 +1,7 @@
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,6 +13,7 @@ from workbench.errors import DataError, RunError
 from workbench.model import HyperCL
 from workbench.papers.hyper_cl import ConditionedHead
 from workbench.papers.hyper_cl_settings import ModelSettings
+from workbench.runs import Run
 from workbench.session import ConditionedTexts, Session
 
 FRAME = pl.DataFrame(
@@ -186,3 +189,24 @@ def test_many_threads_that_bring_texts_get_their_own_embeddings(models):
     again = models["whole"].apart().store
     for start, embedded in enumerate(found):
         torch.testing.assert_close(embedded, again.embed(texts[start::4]), atol=1e-5, rtol=1e-4)
+
+
+def test_two_that_ask_for_a_model_load_it_once_and_nobody_else_waits(tmp_path):
+    session, go, begun, loaded = Session(tmp_path), threading.Event(), threading.Event(), []
+
+    def slowly(run, name):
+        loaded.append(name)
+        begun.set()
+        assert go.wait(30)
+        return name.upper()
+
+    run = Run(Path("run"))
+    with ThreadPoolExecutor(2) as people:
+        both = [people.submit(session.model, run, "one", slowly) for _ in range(2)]
+        assert begun.wait(30)
+        # Under the lock of that model alone: what is known is told, and another model is opened.
+        assert session.runs() == {}
+        assert session.model(run, "two", lambda run, name: name) == "two"
+        go.set()
+        assert [one.result() for one in both] == ["ONE", "ONE"]
+    assert loaded == ["one"]

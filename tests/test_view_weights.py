@@ -185,6 +185,9 @@ def test_known_class_sets_are_those_of_the_runs_data(monkeypatch):
     monkeypatch.setattr("workbench.generated.asked_classes", lambda data: asked if data.size == 32 else {})
     [pets] = class_sets_of(run)
     assert (pets.name, pets.prompts()) == ("pets", ["a cat.", "a dog."])
+    # A tower trained on shards is asked what one trained on photos is.
+    run.recipe["data"] = {"source": "shards", "name": "web", "size": 32, "limit": None, "asked": 200}
+    assert [one.name for one in class_sets_of(run)] == ["pets"]
 
     def missing(_):
         raise ManifestError("not on this machine")

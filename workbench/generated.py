@@ -23,8 +23,9 @@ from workbench.conditions import normalise_condition
 from workbench.datasets.bundled import attributes, sentences
 from workbench.datasets.class_sets import PLAIN_TEMPLATES, ClassSet, check_classes
 from workbench.datasets.graphs import SPLITS, Graph
-from workbench.datasets.photos import PhotoData, asked_classes
+from workbench.datasets.photos import asked_classes
 from workbench.datasets.scenes import ATTRIBUTES
+from workbench.datasets.shards import asked_of
 from workbench.errors import ManifestError, RunError
 from workbench.geometry.matrices import (
     between_share,
@@ -263,11 +264,11 @@ def class_sets_of(run: Run) -> list[ClassSet]:
 
     Where these are not to be had (pictures of one's own, or a set that is not on this machine), the scenes'.
     """
-    data = {name: value for name, value in run.recipe["data"].items() if value is not None}
+    data = run.recipe["data"]
     known = {f"{name} of scenes": (list(values), PLAIN_TEMPLATES) for name, values in ATTRIBUTES.items()}
-    if data["source"] == "photos":
+    if data["source"] in ("photos", "shards"):
         with suppress(ManifestError):
-            known = asked_classes(PhotoData(**data))
+            known = asked_classes(asked_of(data))
     return [_unasked(name, *asked) for name, asked in known.items()]
 
 

@@ -112,6 +112,12 @@ def weighed(loss: Float[Tensor, ""], own: int, count: int) -> Float[Tensor, ""]:
     return loss if own == count else loss * (own * world() / count)
 
 
+def meet() -> None:
+    """Wait until all processes are here."""
+    if world() > 1:
+        distributed.barrier()
+
+
 @torch.no_grad()
 def average_gradients(module: nn.Module) -> None:
     """Replace every gradient by its mean over the processes; what got none in this one counts as zero."""

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import polars as pl
 
 from workbench.datasets.class_sets import ClassSet, Questions, check_classes
-from workbench.datasets.photos import PhotoData, load_grouped
+from workbench.datasets.photos import load_grouped
 from workbench.datasets.scenes import SceneData, load_scenes
+from workbench.datasets.shards import asked_of
 from workbench.errors import DataError, RunError
 from workbench.group_sides import LIMITS, MEANINGS, Sides, compare_answers, set_names
 from workbench.predictions import names_in
@@ -23,7 +24,7 @@ from workbench.tables import last_split
 from workbench.view_state import FairnessState
 
 AS_RUN, AS_TYPED = "as the run asks", "as typed"
-AGAIN = ("scenes", "photos")  # pictures that are drawn or read again; others are somebody's own
+AGAIN = ("scenes", "photos", "shards")  # pictures that are drawn or read again; others are somebody's own
 MOST_SAID = 12  # reworded names
 _CONDITIONED = ("hyper", "token_control")
 _LIMITS = (
@@ -130,7 +131,7 @@ def pictures_of(run: Run, split: str) -> Questions:
     data = {name: value for name, value in run.recipe["data"].items() if value is not None}
     if data["source"] == "scenes":
         return load_scenes(SceneData(**data))[1][split]
-    return load_grouped(PhotoData(**data))
+    return load_grouped(asked_of(data))
 
 
 def wording_of(one: ClassSet, names: str, templates: str, strength: float = 1.0) -> Wording:

@@ -172,7 +172,7 @@ def run_recipe(
         WorkbenchError: anything a person can mend, said in one message.
     """
     from workbench.encoders import TextEncoder
-    from workbench.processes import leads
+    from workbench.processes import leads, meet
     from workbench.sharing import helps, shared
 
     recipe = load_recipe(name, changes)
@@ -186,6 +186,8 @@ def run_recipe(
     final = runs_folder(Path(out)) / f"{recipe.name}-{identity[:10]}"
     private = final.with_name(f".{final.name}.partial")
     if helps() or not leads():  # of several processes the first one writes
+        if fresh:
+            meet()  # not before the first one has removed what was there
         private.mkdir(parents=True, exist_ok=True)
         if fresh or not (final / MARKER).is_file():
             _compared(recipe, data, encoder, private, device)
@@ -196,6 +198,7 @@ def run_recipe(
                 return Run.open(final)
             if fresh:
                 shutil.rmtree(private, ignore_errors=True)
+                meet()
             about = {"data_sha256": data.sha256, "encoder_sha256": encoder.fingerprint, "identity": identity}
             request = {"name": name, "out": out, "device": device, "changes": changes, "fresh": fresh}
             with clear_disk_errors(private), shared(workers, request):

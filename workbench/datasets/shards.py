@@ -11,11 +11,11 @@ Shape letters: N pictures, S side in pixels, B rows of a batch, L tokens.
 import logging
 import os
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -217,6 +217,13 @@ class Tokens:
         return replace(self, device=device)
 
 
+def asked_of(data: Mapping[str, Any]) -> PhotoData:
+    """Return what a recipe over photos or shards asks, from its settings of data: photos in either case."""
+    if data["source"] == "shards":
+        return PhotoData(source="photos", size=data["size"], flickr=0, asked=data["asked"])
+    return PhotoData(**{name: value for name, value in data.items() if value is not None})
+
+
 def load_shards(data: ShardData) -> tuple[Captioned, dict[str, Questions]]:
     """Open the shards of a recipe to train on; the questions are those of photos.
 
@@ -233,5 +240,4 @@ def load_shards(data: ShardData) -> tuple[Captioned, dict[str, Questions]]:
         ShardPixels(shards, count, data.size), ShardTexts(shards, count), own[:, None],
         torch.zeros(1, dtype=torch.long), own,
     )  # fmt: skip
-    photos = PhotoData(source="photos", size=data.size, flickr=0, asked=data.asked)
-    return captioned, load_photos(photos)[1]
+    return captioned, load_photos(asked_of(data.model_dump()))[1]
