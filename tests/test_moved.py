@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from workbench.figures_texts import moved_figure
 from workbench.model import HyperCL
-from workbench.moved import ConditionedTexts, Moved
+from workbench.moved import ConditionedTexts, Moved, two_axes
 
 
 def drawn(rows, seed):
@@ -80,3 +80,15 @@ def test_the_unchecked_map_is_one_that_plotly_accepts(rows):
     figure = moved_figure(frame, "kind", ("the <b>kind</b>", "both hold 50%"), 3)
     accepted = go.Figure(figure.to_dict())
     assert json.loads(accepted.to_json()) == json.loads(figure.to_json())
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 12])
+def test_two_axes_are_the_last_two_of_a_whole_decomposition(rank):
+    rows = np.random.default_rng(rank).normal(size=(rank, 12)).astype(np.float32)
+    covariance = rows.T @ rows
+    variances, axes = two_axes(covariance)
+    whole = np.linalg.eigvalsh(covariance.astype(np.float64))
+    assert variances == pytest.approx(whole[-2:], abs=1e-4)
+    assert axes.T @ axes == pytest.approx(np.eye(2), abs=1e-5)
+    assert covariance @ axes == pytest.approx(axes * variances, abs=1e-4)
+    assert (variances.dtype, axes.dtype) == (np.float32, np.float32)

@@ -328,12 +328,14 @@ class HyperCL:
         if strength == 0:
             return unit
         features, mapped = self.condition_features(conditions), torch.empty_like(unit)
-        chosen = torch.tensor(which)
+        chosen, weights = torch.tensor(which), None
+        if len(conditions) == 1 and self.head.generator is not None:
+            weights = self.head.generator(features)  # once, for all blocks
         for block in texts.blocks:
             asked = Rows.of(chosen[block.place])
             sentences = self.scaled(texts.plain[block.place])[block.rows.unique]
             batch = Batch(sentences, block.tokens, block.mask, block.rows, features[asked.unique], asked)
-            mapped[block.place] = functional.normalize(self.head(batch), dim=-1)
+            mapped[block.place] = functional.normalize(self.head(batch, weights), dim=-1)
         return functional.normalize((1 - strength) * unit + strength * mapped, dim=-1)
 
     def similarity(

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
-from scipy.linalg import eigh
 from scipy.linalg.blas import ssyrk
+from scipy.sparse.linalg import ArpackError, eigsh
 from sklearn.cluster import KMeans
 from sklearn.utils.extmath import svd_flip
 from threadpoolctl import ThreadpoolController
@@ -30,6 +30,22 @@ SAMPLE = 2000  # sentences that agreement is measured on, at most; evenly spaced
 AXES_SAMPLE = 1000  # sentences that the map's axes are fitted on, at most
 _THREADS = ThreadpoolController()  # made before any request: it walks the libraries that are loaded
 _KEPT = 200_000_000  # bytes of embeddings under recent conditions
+
+
+def two_axes(
+    covariance: Float[np.ndarray, "D D"],
+) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, "D 2"]]:
+    """Return the two largest eigenvalues of a covariance, the larger one last, and their unit vectors.
+
+    Lanczos' way takes a fifth of the time of a decomposition that is told to stop at two.
+    """
+    try:
+        start = np.ones(len(covariance))  # else it would draw one, and no map would come out twice the same
+        variances, axes = eigsh(covariance.astype(np.float64), k=2, which="LA", v0=start)
+    except ArpackError:  # nothing varies
+        variances, axes = np.linalg.eigh(covariance)
+    order = variances.argsort()[-2:]
+    return variances[order].astype(covariance.dtype), axes[:, order].astype(covariance.dtype)
 
 
 @dataclass(frozen=True)
@@ -231,9 +247,7 @@ class ConditionedTexts:
         # A condition moves all sentences alike as well; each side is drawn about its own middle.
         rows = torch.cat([(side - side.mean(0))[some] for side in sides])
         covariance = torch.cov(rows.T).numpy()
-        width = len(covariance)
-        # Two of its axes take a quarter of the time of all, which PCA would compute.
-        variances, axes = eigh(covariance, subset_by_index=[width - 2, width - 1])
+        variances, axes = two_axes(covariance)
         signed = svd_flip(None, axes[:, ::-1].T, u_based_decision=False)[1].T
         return rows.mean(0).numpy(), signed, float(variances.sum() / covariance.trace())
 
