@@ -180,16 +180,14 @@ def run_recipe(
     data = paper_of(recipe.paper).load_data(recipe)
     check_writable(runs_folder(Path(out)))
     encoder = TextEncoder(recipe.encoder, device)
-    identity = digest(
-        recipe.hash, data.sha256, encoder.fingerprint, workbench.__version__, device.split(":")[0]
-    )
+    versions = workbench.__version__, device.split(":")[0]
+    identity = digest(recipe.hash, data.sha256, encoder.fingerprint, *versions)
     final = runs_folder(Path(out)) / f"{recipe.name}-{identity[:10]}"
     private = final.with_name(f".{final.name}.partial")
     if helps() or not leads():  # of several processes the first one writes
-        if fresh:
-            meet()  # not before the first one has removed what was there
-        private.mkdir(parents=True, exist_ok=True)
         if fresh or not (final / MARKER).is_file():
+            meet()  # the first one may have something to remove
+            private.mkdir(parents=True, exist_ok=True)
             _compared(recipe, data, encoder, private, device)
         return None
     try:
@@ -198,16 +196,15 @@ def run_recipe(
                 return Run.open(final)
             if fresh:
                 shutil.rmtree(private, ignore_errors=True)
-                meet()
+            meet()
             about = {"data_sha256": data.sha256, "encoder_sha256": encoder.fingerprint, "identity": identity}
             request = {"name": name, "out": out, "device": device, "changes": changes, "fresh": fresh}
             with clear_disk_errors(private), shared(workers, request):
                 _compute(recipe, data, encoder, private, device, about)
                 _publish(private, final)
     except Timeout:
-        raise RunError(
-            f"{final} is being computed by another process; wait for it, or choose another --out"
-        ) from None
+        told = "is being computed by another process; wait for it, or choose another --out"
+        raise RunError(f"{final} {told}") from None
     return Run.open(final)
 
 
