@@ -35,10 +35,7 @@ _KEPT = 200_000_000  # bytes of embeddings under recent conditions
 def two_axes(
     covariance: Float[np.ndarray, "D D"],
 ) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, "D 2"]]:
-    """Return the two largest eigenvalues of a covariance, the larger one last, and their unit vectors.
-
-    Lanczos' way takes a fifth of the time of a decomposition that is told to stop at two.
-    """
+    """Return the two largest eigenvalues of a covariance, the larger one last, and their unit vectors."""
     try:
         start = np.ones(len(covariance))  # else it would draw one, and no map would come out twice the same
         variances, axes = eigsh(covariance.astype(np.float64), k=2, which="LA", v0=start)

@@ -30,7 +30,7 @@ from tornado.ioloop import IOLoop
 
 from workbench.errors import WorkbenchError
 from workbench.views.text import Text
-from workbench.views.unsent import drop_nothing
+from workbench.views.unsent import sent_together
 
 _log = logging.getLogger(__name__)
 
@@ -159,8 +159,7 @@ class Live(pn.viewable.Viewer):
         """Show a result or its error, if nothing newer was asked meanwhile."""
         if job is not self._job or job.stopped:
             return
-        drop_nothing(self._document)
-        with pn.io.hold():
+        with sent_together(self._document):
             if not problem:
                 try:
                     self._draw(result)

@@ -11,11 +11,13 @@ at once then stays at "Working" for ever: :func:`send_what_waits`. ``tests/test_
 faults in the installed Panel, and fails when they are gone; then this file can go.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 
 from bokeh.document import Document
 from panel.io import document as writing
-from panel.io import state
+from panel.io import hold, state
 
 
 def drop_nothing(document: Document | None) -> None:
@@ -23,6 +25,14 @@ def drop_nothing(document: Document | None) -> None:
     session = getattr(getattr(document, "session_context", None), "session", None)
     if session is not None and session._subscribed_connections:
         state._connected[document] = True
+
+
+@contextmanager
+def sent_together(document: Document | None) -> Iterator[None]:
+    """Collect what changes on a page and send it at once, dropping nothing."""
+    drop_nothing(document)
+    with hold():
+        yield
 
 
 def send_what_waits() -> None:

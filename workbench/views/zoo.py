@@ -25,7 +25,7 @@ from workbench.views.page import (
     show_code,
 )
 from workbench.views.tables import TablePlace, downloads
-from workbench.views.unsent import drop_nothing
+from workbench.views.unsent import sent_together
 from workbench.zoo_scores import pair_axes, pair_by_ways, pair_means
 
 _MEANINGS = {
@@ -143,8 +143,7 @@ class ZooView(pn.viewable.Viewer):
         state = self.state()
         if state == self._drawn:
             return
-        drop_nothing(pn.state.curdoc)
-        with pn.io.hold():
+        with sent_together(pn.state.curdoc):
             try:
                 self._draw_pairs(state)
                 self._wrong[:] = []
@@ -162,17 +161,16 @@ class ZooView(pn.viewable.Viewer):
         if not only_pair:  # the others do not mark a pair
             for place, figure in zip(self._others, others, strict=True):
                 place.show(figure)
-        self._draw_pair()
         numbers = self.numbers().with_row_index("row")
+        self._draw_pair(*(self.pair if all(self.pair) else numbers.select("text", "image").row(0)))
         here = numbers.filter(text=self.pair[0], image=self.pair[1])["row"].to_list()
         made = origin(self._run, self.model, "test split")
         told = {**_MEANINGS, "against": f"the same by {self.against}"}
         self._table.show(numbers, here[0] if here else None, meanings=told, origin=made)
         show_code(self._code, self.code())
 
-    def _draw_pair(self) -> None:
-        """Show the chosen pair by every way, else the best one, and the way to its connector."""
-        text, image = self.pair if all(self.pair) else self.numbers().row(0)[:2]
+    def _draw_pair(self, text: str, image: str) -> None:
+        """Show a pair, chosen or the best, by every way, and the way to its connector."""
         what = "Chosen pair" if all(self.pair) else "Best pair"
         self._told.object = f"{what}: {text} and {image}, by every way. Click a cell of the map for another."
         found = pair_by_ways(self._run.scores, text, image)
