@@ -107,6 +107,17 @@ def test_a_row_chosen_in_the_table_is_marked_in_the_map():
     assert one._map.figure.data[-1].x[0] == one._shown.moved.frame["x1"][5]
 
 
+def test_a_typed_row_is_chosen_and_one_that_is_not_there_chooses_none():
+    one = view(condition="the kind")
+    [typed] = [part for part in one._controls().select(pn.widgets.IntInput) if part.name == "Chosen row"]
+    typed.value = 5
+    assert one.clicked == 5
+    assert "Nearest to: text 5" in texts_in(one.results())
+    typed.value = 24
+    assert (one.clicked, typed.value) == (None, None)
+    assert "Nearest to" not in texts_in(one.results())
+
+
 def test_an_unusable_condition_is_said_and_the_map_stays():
     one = view(condition="the kind")
     drawn = one._map.figure

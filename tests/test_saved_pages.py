@@ -1,13 +1,16 @@
-"""What leaves the pages, in a browser: reports that open from disk and offline, classifiers that run."""
+"""What leaves the pages, in a browser: reports that open from disk, notebook code, classifiers that run."""
 
+import base64
 import io
 import json
 import shutil
 import zipfile
 
+import nbformat
 import numpy as np
 import onnxruntime
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 
 from tests.browsing import IN_A_BROWSER, WAIT, free_port, served, wait_until_ready
@@ -15,6 +18,7 @@ from workbench import export
 from workbench.datasets.samples import OWN
 from workbench.view_state import (
     ClassifyState,
+    ConditionsState,
     FairnessState,
     SimilarityState,
     WeightsState,
@@ -32,6 +36,15 @@ pytestmark = [
 HOSTILE = "<img src=x onerror=alert(1)>"
 LOCAL = ("file:", "data:", "blob:")
 STATES = {
+    "conditions": ConditionsState(
+        recipe="hyper_cl_bundled_tiny",
+        condition="The colour.",
+        other="The size.",
+        blend=0.25,
+        strength=0.7,
+        clicked=3,
+        query="a red thing",
+    ),
     "fairness": FairnessState(about="wording", asked="shape", column="rendering", templates="a {} here"),
     "classify": ClassifyState(names=f"circles, squares, stars, {HOSTILE}"),
     "similarity": SimilarityState(pairs="own", own=f"A red fox.\tA red car.\n{HOSTILE}\tA blue car."),
@@ -42,11 +55,17 @@ STATES = {
 
 
 @pytest.fixture(scope="module")
-def address(tiny_run, tiny_image_run, tiny_zoo_run, tmp_path_factory):
-    """A server over one folder that holds a run of sentences, one of images and one of a zoo."""
-    out = tmp_path_factory.mktemp("both")
+def out(tiny_run, tiny_image_run, tiny_zoo_run, tmp_path_factory):
+    """One folder that holds a run of sentences, one of images and one of a zoo."""
+    folder = tmp_path_factory.mktemp("both") / "reports"
     for run in (tiny_run, tiny_image_run, tiny_zoo_run):
-        shutil.copytree(run.folder, out / "runs" / run.folder.name)
+        shutil.copytree(run.folder, folder / "runs" / run.folder.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(out):
+    """A server over the runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_OUT", str(out))
         paths = {name: app_paths()[name] for name in STATES}
@@ -136,6 +155,45 @@ def rows_of(page, row, cell):
     return [[as_number(text) for text in own if text.strip()] for own in cells]
 
 
+DRAWN = """all => {  // the data of figures, as the browser has them
+  const plain = one => ArrayBuffer.isView(one) ? Array.from(one) : Array.isArray(one) ? one.map(plain)
+    : one && typeof one == "object" ? Object.fromEntries(Object.entries(one).map(([k, v]) => [k, plain(v)]))
+    : Number.isNaN(one) ? null : one
+  return all.map(one => plain(one.data))
+}"""
+
+
+def plain(part):
+    """Write figure data with lists for packed arrays, floats to six digits, and no names of elements."""
+    if isinstance(part, dict) and "bdata" in part:
+        values = np.frombuffer(base64.b64decode(part["bdata"]), part["dtype"])
+        shape = [int(one) for one in str(part.get("shape", len(values))).split(",")]
+        return plain(values.reshape(shape).tolist())
+    if isinstance(part, dict):
+        # "_xlength" and such are notes of Plotly's own.
+        return {key: plain(one) for key, one in part.items() if key != "uid" and not key.startswith("_")}
+    if isinstance(part, list | tuple):
+        return [plain(one) for one in part]
+    if isinstance(part, float):
+        return None if part != part else float(f"{part:.6g}")
+    return float(part) if isinstance(part, int) and not isinstance(part, bool) else part
+
+
+def drawn(page):
+    """Return the data of every visible figure of a page."""
+    figures = page.locator(".js-plotly-plot").locator("visible=true")
+    return [plain(one) for one in figures.evaluate_all(DRAWN)]
+
+
+def noted(code, folder):
+    """Run code as a notebook's cell in a kernel of its own; return the data of the figures it shows."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=WAIT / 1000, resources={"metadata": {"path": str(folder)}}).execute()
+    kind = "application/vnd.plotly.v1+json"
+    outputs = [one.get("data", {}) for one in notebook.cells[0].outputs]
+    return [plain(one[kind]["data"]) for one in outputs if kind in one]
+
+
 def areas(page):
     """Return the size of every visible figure, in square pixels of what is drawn in it."""
     figures = page.locator(".js-plotly-plot").locator("visible=true")
@@ -167,6 +225,24 @@ def test_a_saved_page_opens_from_disk_with_its_figures_and_numbers(name, visit, 
     assert [row for row in rows if row not in told] == []
     assert saved.get_by_text("run hyper_").count() >= 1
     assert saved.locator("img[src=x]").count() == 0
+    assert wrong == problems == []
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_page_saved_page_and_notebook_code_draw_the_same_numbers(name, visit, open_saved, out, tmp_path):
+    page, wrong = visit(name, STATES[name])
+    if name != "zoo":
+        wait_until_ready(page, wrong)
+    page.get_by_text("Notebook code").click()
+    code = page.get_by_text("from workbench.session import Session").inner_text()
+    page.wait_for_timeout(500)
+    shown = drawn(page)
+    saved, problems = open_saved(downloaded(page, "Save as HTML", tmp_path))
+    saved.locator(".js-plotly-plot .main-svg").first.wait_for(state="attached", timeout=WAIT)
+    held, made = drawn(saved), noted(code, out.parent)
+    assert [one for one in shown if one not in held] == []
+    assert made
+    assert [one for one in made if one not in held] == []
     assert wrong == problems == []
 
 

@@ -150,6 +150,18 @@ def test_a_row_chosen_in_the_table_of_pairs_is_the_pair_and_the_other_figures_st
     assert not any(place.figure is one for place, one in zip(view._others, drawn, strict=True))
 
 
+def test_a_pair_is_chosen_by_its_name_too():
+    view = ZooView(OneZoo(), ZooState(model="made", against="grid"))
+    [named] = [part for part in view.__panel__().select(pn.widgets.Select) if part.name == "Pair"]
+    assert list(named.options) == ["the best", "words and a", "words and b", "words and copy"]
+    named.value = named.options["words and b"]
+    assert view.state().image == "b"
+    assert frames(view) == [(0, 0), (0, 0)]
+    named.value = named.options["the best"]
+    assert "Best pair: words and a" in view._told.object
+    assert ZooView.param.pair.objects == [("", "")]  # shared by all browsers
+
+
 def test_a_pair_that_the_run_does_not_have_is_none():
     view = ZooView(OneZoo(), ZooState(model="made", text="words", image="<b>of another run</b>"))
     assert view.pair == ("", "")

@@ -107,6 +107,15 @@ def family(settings: dict[str, Any]) -> str:
     return "generated projection" if settings["kind"] == "hyper" else "baseline"
 
 
+def error_bars(values: pl.Series, low: pl.Series, high: pl.Series, **style: Any) -> dict[str, Any]:
+    """Return the error bars of values with their intervals.
+
+    Lists, not arrays: Panel takes arrays inside a trace's parts out of the figure that it shows.
+    """
+    above, below = (high - values).to_list(), (values - low).to_list()
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, **style}
+
+
 def models_figure(
     metrics: pl.DataFrame, models: list[dict[str, Any]], metric: str, split: str = "test", group: str = "all"
 ) -> go.Figure:
@@ -144,13 +153,7 @@ def models_figure(
             name=name,
             mode="markers",
             marker={"color": colour, "size": 10},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": members["high"] - members["value"],
-                "arrayminus": members["value"] - members["low"],
-                "thickness": 2,
-            },
+            error_x=error_bars(members["value"], members["low"], members["high"], thickness=2),
             customdata=members.select("low", "high").to_numpy(),
             hovertemplate="%{y}: %{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
         )
@@ -189,12 +192,7 @@ def groups_figure(
             y=part["value"],
             name=model,
             marker_color=palette[index % len(palette)],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": part["high"] - part["value"],
-                "arrayminus": part["value"] - part["low"],
-            },
+            error_y=error_bars(part["value"], part["low"], part["high"]),
         )
     if metric in CHANCE:
         figure.add_hline(y=CHANCE[metric], line_dash="dot", line_color="#555555", annotation_text="chance")
@@ -355,8 +353,7 @@ def _dodge(
             name=model["name"], legendgroup=model["name"], showlegend=col == 1, mode="markers",
             marker={"color": FAMILY_COLOURS[kind], "size": 9, "line": {"width": 1.5},
                     "symbol": [symbol + "-open" * (group in small) for group in own["group"]]},
-            error_x={"type": "data", "symmetric": False, "array": own["high"] - own["value"],
-                     "arrayminus": own["value"] - own["low"], "thickness": 1.5, "width": 3},
+            error_x=error_bars(own["value"], own["low"], own["high"], thickness=1.5, width=3),
             customdata=own.select("low", "high").to_numpy(),
             text=[plain(group) for group in own["group"]],
             hovertemplate="%{text}: %{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})",

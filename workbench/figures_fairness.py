@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 import polars as pl
 
-from workbench.figures import LAYOUT, METRIC_TITLES, plain
+from workbench.figures import LAYOUT, METRIC_TITLES, error_bars, plain
 from workbench.text_bias import CONDITIONED, PLAIN
 
 _SIDES = {  # colour and mark: the second side, like the conditioned one, is not told by colour alone
@@ -49,8 +49,7 @@ def _dots(
             x=own[value], y=[places[one] + shift for one in own[key]], name=plain(name), mode="markers",
             marker={"color": colour, "size": 10, "line": {"width": 1.5, "color": colour},
                     "symbol": [symbol + "-open" * (one in hollow) for one in own[key]]},
-            error_x={"type": "data", "symmetric": False, "array": own[high] - own[value],
-                     "arrayminus": own[value] - own[low], "thickness": 1.5, "width": 3},
+            error_x=error_bars(own[value], own[low], own[high], thickness=1.5, width=3),
             customdata=own.select(low, high).to_numpy(), text=[plain(one) for one in own[key]],
             hovertemplate="%{text}: %{x:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})",
         )  # fmt: skip

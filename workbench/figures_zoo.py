@@ -13,7 +13,16 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from workbench.figures import AMOUNTS, CHANGES, FAMILY_COLOURS, LAYOUT, METRIC_TITLES, family, plain
+from workbench.figures import (
+    AMOUNTS,
+    CHANGES,
+    FAMILY_COLOURS,
+    LAYOUT,
+    METRIC_TITLES,
+    error_bars,
+    family,
+    plain,
+)
 from workbench.zoo_scores import (
     MAIN,
     best_of_groups,
@@ -305,8 +314,7 @@ def scale_figure(scores: pl.DataFrame, models: list[dict[str, Any]]) -> go.Figur
             x=[[*labels].index(group) + shift for group in own["group"]], y=own["value"], mode="markers",
             **shared, showlegend=False, row=1, col=2, text=own["group"],
             marker={"color": style["colour"], "symbol": style["symbol"], "size": 8},
-            error_y={"type": "data", "symmetric": False, "array": own["high"] - own["value"],
-                     "arrayminus": own["value"] - own["low"], "thickness": 1.5, "width": 2},
+            error_y=error_bars(own["value"], own["low"], own["high"], thickness=1.5, width=2),
             hovertemplate="%{text}: %{y:.3f}",
         )  # fmt: skip
     figure.update_annotations(font_size=12)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from workbench.hypernetworks.spec import GeneratedWeights
 
+_CACHED = 32  # sentences whose tokens a core's cache holds
+
 
 @dataclass(frozen=True)
 class Block:
@@ -160,12 +162,20 @@ def pool_tokens(
         raise ValueError(f"{heads} pooling heads do not divide the width {width}")
     scale = math.sqrt(heads / width)
 
-    def block(span: slice, part: Tensor) -> Tensor:
+    def pool(part: Tensor, some: Tensor, real: Tensor) -> Tensor:
         parts = []
-        for own, states in zip(part.chunk(heads, -1), tokens[span].chunk(heads, -1), strict=True):
+        for own, states in zip(part.chunk(heads, -1), some.chunk(heads, -1), strict=True):
             scores = torch.bmm(own, states.mT) * scale
-            scores = scores.masked_fill(~mask[span][:, None], float("-inf"))
+            scores = scores.masked_fill(~real[:, None], float("-inf"))
             parts.append(torch.bmm(scores.softmax(-1), states))
         return torch.cat(parts, -1) if heads > 1 else parts[0]
+
+    # Tokens are read twice; a few sentences' stay in a core's cache in between. Training keeps whole blocks:
+    # a graph of many parts would cost it more.
+    few = _CACHED if tokens.device.type == "cpu" and not torch.is_grad_enabled() else len(tokens)
+
+    def block(span: slice, part: Tensor) -> Tensor:
+        pieces = zip(part.split(few), tokens[span].split(few), mask[span].split(few), strict=True)
+        return torch.cat([pool(*piece) for piece in pieces])
 
     return by_sentence.apply(queries, block)

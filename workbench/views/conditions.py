@@ -74,8 +74,9 @@ class ConditionsView(pn.viewable.Viewer):
     )
     query = param.String(default="", label="Search", doc="Finds the sentences most alike; press Enter.")
     clicked = param.Integer(
-        default=None, bounds=(0, None), allow_None=True, doc="Row of the chosen sentence."
-    )
+        default=None, bounds=(0, None), allow_None=True, label="Chosen row",
+        doc="Of a sentence; click one or type its row.",
+    )  # fmt: skip
 
     def __init__(
         self, session: Session, state: ConditionsState, problem: str = "", own: pl.DataFrame | None = None
@@ -233,7 +234,7 @@ class ConditionsView(pn.viewable.Viewer):
         keep_link(self.state())
         show_code(self._code, self.code())
         if self.clicked is None or self._shown is None:
-            self._told.object = "Click a sentence, in the map or the table, to see its neighbours."
+            self._told.object = "Click a sentence, in map or table, or type its row, to see its neighbours."
             _list(self._near, None)
             return
         self.table.choose(self.clicked)
@@ -243,9 +244,13 @@ class ConditionsView(pn.viewable.Viewer):
 
     @param.depends("clicked", watch=True)
     def _choose(self) -> None:
-        if self._shown is not None:
-            self._map.show(self.figure(self._shown))
-            self._mark()
+        if self._shown is None:
+            return
+        if self.clicked is not None and self.clicked >= self._shown.moved.frame.height:
+            self.clicked = None  # there is no such row; this comes back here
+            return
+        self._map.show(self.figure(self._shown))
+        self._mark()
 
     def _click(self, event: param.parameterized.Event) -> None:
         points = (event.new or {}).get("points") or [{}]
@@ -336,7 +341,9 @@ class ConditionsView(pn.viewable.Viewer):
     def _controls(self) -> pn.Column:
         """Lay out what a person changes."""
         wide = {"sizing_mode": "stretch_width"}
-        asked = ["condition", "earlier", "other", "blend", "strength", "attribute", "query", "model"]
+        asked = [
+            "condition", "earlier", "other", "blend", "strength", "attribute", "query", "clicked", "model",
+        ]  # fmt: skip
         typed = {name: {"max_length": LONGEST_TEXT} for name in ("condition", "other", "query")}
         controls = pn.Param(self, parameters=asked, widgets=typed, show_name=False, **wide)
         pin, swap = _button("Pin as B", self.pin), _button("Swap A and B", self.swap)

@@ -39,6 +39,7 @@ _WAYS = {
     "text_to_image": "test recall at 10 of images for a caption, mean over seeds",
     "image_to_text": "test recall at 10 of captions for an image, mean over seeds",
 }
+_BEST = ("", "")  # in place of a chosen pair
 _EVERY = "Every pair, the best first; controls are no candidates. Click a pair here or in the map."
 _CONNECTOR = Markup('<a href="weights?view={}">Look at this connector</a> in Weights, as {} made it.')
 
@@ -49,7 +50,7 @@ class ZooView(pn.viewable.Viewer):
     recipe = param.Selector(default=None, objects=[None], doc="Finished runs.")
     model = param.Selector(default=None, objects=[None], doc="The way whose pairs are shown.")
     against = param.Selector(default=None, objects=[None], doc="The way that differences are taken to.")
-    pair = param.Parameter(default=("", ""), doc="Text and image encoder of the chosen pair, or empty.")
+    pair = param.Selector(default=_BEST, objects={"the best": _BEST}, doc="Of a text and an image encoder.")
 
     def __init__(self, session: Session, state: ZooState, problem: str = "") -> None:
         """Build the view.
@@ -80,14 +81,16 @@ class ZooView(pn.viewable.Viewer):
         self._draw()
 
     def _offer(self) -> None:
-        """Offer the ways of the shown run."""
+        """Offer the ways and the pairs of the shown run."""
         names = [model["name"] for model in self._run.recipe["models"] if model["kind"] != "chance"]
         self.param.model.objects = self.param.against.objects = names
+        pairs = self._run.scores.select("text", "image").unique(maintain_order=True).rows()
+        self.param.pair.objects = {"the best": _BEST, **{" and ".join(pair): pair for pair in pairs}}
 
     def _known(self, text: str, image: str) -> tuple[str, str]:
         """Return a pair if the run has it, else none."""
         there = (pl.col("text") == text) & (pl.col("image") == image)
-        return (text, image) if self._run.scores.filter(there).height else ("", "")
+        return (text, image) if self._run.scores.filter(there).height else _BEST
 
     @param.depends("recipe", watch=True)
     def _other_run(self) -> None:
@@ -212,7 +215,7 @@ class ZooView(pn.viewable.Viewer):
 
     def __panel__(self) -> pn.viewable.Viewable:
         """Lay out controls, figures and footer; narrow screens stack them."""
-        names = ["recipe", "model", "against"]
+        names = ["recipe", "model", "against", "pair"]
         controls = pn.Column(*(pn.widgets.Select.from_param(self.param[one], width=300) for one in names))
         saved = save_button("zoo", lambda: pn.Column(*self.content(), footer(self._run)))
         left = pn.Column(controls, pn.Row(copy_button(), saved), downloads("pairs", self.numbers), self._code)
