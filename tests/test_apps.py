@@ -127,6 +127,48 @@ def link(**state):
     return f"conditions?view={pack(ConditionsState(**state))}"
 
 
+# Counts how often a figure is drawn again for its size alone, and how often the page is laid out.
+COUNTED = """figure => {
+  window.resized = window.laid = 0
+  figure.on("plotly_relayout", change => { window.resized += "width" in change })
+  let view = Bokeh.Models.get("Column").prototype.default_view.prototype
+  while (!Object.hasOwn(view, "compute_layout")) view = Object.getPrototypeOf(view)
+  const compute = view.compute_layout
+  view.compute_layout = function () { window.laid += 1; return compute.call(this) }
+  return figure._fullLayout.width
+}"""
+
+
+def test_a_page_is_laid_out_once_an_answer_and_figures_are_drawn_again_when_their_size_changes(visitor):
+    one = visitor().open(link(condition="the colour"))
+    one.wait_for_title("the colour")
+    one.page.locator(".tabulator-row").first.wait_for()
+    one.page.wait_for_timeout(1000)
+    figure = one.page.locator(".js-plotly-plot").first
+    wide = figure.evaluate(COUNTED)
+    one.box("Condition").fill("the animal")
+    one.box("Condition").press("Enter")
+    one.wait_for_title("the animal")
+    one.page.wait_for_timeout(1000)
+    assert one.page.evaluate("() => resized") == 0
+    # That it works, the map, the rest, what agrees with the attribute: each at most once, and what they say.
+    assert 1 <= one.page.evaluate("() => laid") <= 8
+    one.page.set_viewport_size({"width": 1000, "height": 800})
+    one.page.wait_for_function("() => resized > 0")
+    assert figure.evaluate("figure => figure._fullLayout.width") == pytest.approx(wide - 280, abs=60)
+    assert one.said == []
+
+
+def test_a_row_that_is_typed_is_chosen(visitor):
+    one = visitor().open(link(condition="the colour"))
+    one.wait_for_title("the colour")
+    one.type("Chosen row", "5")
+    one.page.get_by_text(f"Nearest to: {SENTENCES['text'][5]}").wait_for()
+    one.box("Chosen row").press("ArrowUp")  # the next
+    one.page.get_by_text(f"Nearest to: {SENTENCES['text'][6]}").wait_for()
+    assert one.said == []
+
+
 def test_every_page_opens_with_content_no_console_error_and_no_foreign_address(visitor, address):
     one = visitor()
     for name in ("", "index"):

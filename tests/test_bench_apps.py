@@ -1,8 +1,12 @@
 """The benchmark of the dashboards, at its smallest: every row is there and says what was measured."""
 
+import math
+import shutil
+
 import pytest
 
-from workbench.bench import apps
+from tests.browsing import CHROMIUM
+from workbench.bench import apps, apps_browser
 
 
 @pytest.fixture
@@ -36,4 +40,26 @@ def test_every_row_says_its_size_and_its_bar(small):
 
 def test_the_95th_percentile_is_nearly_the_slowest_of_twenty():
     # Sorted 1 to 21, the 95th of 100 lies 95 % of the way from the first to the last: 1 + 0.95 * 20 = 20.
-    assert apps._p95([float(value) for value in range(21, 0, -1)]) == pytest.approx(20.0)
+    assert apps.p95([float(value) for value in range(21, 0, -1)]) == pytest.approx(20.0)
+
+
+@pytest.mark.app
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+def test_a_changed_condition_is_timed_until_it_is_on_screen(monkeypatch, tiny_run):
+    monkeypatch.setenv("WORKBENCH_OUT", "")  # put back afterwards
+    monkeypatch.setattr(apps_browser, "run_recipe", lambda name, out: shutil.copytree(
+        tiny_run.folder, out / "runs" / tiny_run.folder.name
+    ))  # fmt: skip
+    for name, value in {"SIZES": {330: 0.3}, "CHANGES": 3, "WARM": 1, "READING": 500}.items():
+        monkeypatch.setattr(apps_browser, name, value)
+    [row] = apps_browser.rows("cpu")
+    assert row["name"].startswith("on screen in Chromium, 330 sentences")
+    assert row["reference_s"] == 0.3
+    assert 0.01 < row["ours_s"] < 60
+
+
+def test_without_a_browser_a_row_says_that_nothing_was_measured_on_screen(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    [row] = apps_browser.rows("cpu")
+    assert "not measured" in row["name"]
+    assert math.isnan(row["ours_s"])

@@ -11,7 +11,7 @@ from tornado.ioloop import IOLoop
 
 from workbench.errors import DataError
 from workbench.views import live
-from workbench.views.live import Job, Live, Stopped
+from workbench.views.live import Job, Live, Stopped, Turns
 
 
 class Page(Document):
@@ -77,6 +77,7 @@ def page(monkeypatch, no_page):
 @pytest.fixture
 def pool(monkeypatch):
     monkeypatch.setattr(live, "POOL", Pool())
+    monkeypatch.setattr(live, "TURNS", Turns())  # what waits for this pool is nobody else's
     return live.POOL
 
 
@@ -118,6 +119,24 @@ def test_a_result_that_comes_late_is_dropped(page, pool):
     pool.work()
     page.tick()
     assert drawn == ["new"]
+
+
+def test_patient_work_lets_all_that_wait_go_first(page, pool):
+    done = []
+    views = [
+        Live(lambda request, _: done.append(request), lambda _: None, patient=patient)
+        for patient in (False, True, False)
+    ]
+    for name, one in zip(("first", "patient", "second"), views, strict=True):
+        one.ask(name)
+    pool.work()
+    assert done == ["first"]
+    pool.work()  # its turn comes, and another waits
+    assert done == ["first"]
+    pool.work()
+    pool.work()
+    assert done == ["first", "second", "patient"]
+    assert pool.waiting == []
 
 
 def test_cancelled_work_learns_of_it_and_draws_nothing(page, pool):

@@ -61,13 +61,15 @@ def moved_figure(
         **LAYOUT,
         "template": _TEMPLATE,
         "title": {"text": plain(titles[0])},
+        "margin": {**LAYOUT["margin"], "l": 70, "b": 110},
         "height": 560,
     }
     if not many:
         layout["transition"] = {"duration": 400}
     for axis, name in (("xaxis", "first"), ("yaxis", "second")):
         title = {"text": f"{name} principal axis ({plain(titles[1])})"}
-        layout[axis] = {"title": title, "zeroline": False}
+        # Of fixed room: measuring labels would have the browser lay out all points before it draws them.
+        layout[axis] = {"title": title, "zeroline": False, "automargin": False, "ticklabeloverflow": "allow"}
     # At once and unchecked: plotly copies all it checks, texts one by one, at every change of a condition.
     return go.Figure(traces, layout, _validate=False)
 

@@ -14,7 +14,7 @@ BENCHES = {  # name -> modules with rows(device)
     "hyper_clip": ("hyper_clip",),
     "hyper_align": ("hyper_align",),
     "hyper_align_memory": ("hyper_align_memory",),  # minutes
-    "apps": ("apps",),  # minutes
+    "apps": ("apps", "apps_browser"),  # minutes
     "families": ("families",),
 }
 

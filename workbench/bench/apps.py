@@ -2,8 +2,9 @@
 
 "Reference" is the bar: seconds that may pass in the 95th percentile, and memory that a closed page may keep.
 What is timed is the server's part, from a new condition to a figure and a table ready to be sent, with a
-model that pools tokens, the slowest kind. Sentences are the bundled ones repeated: each is encoded once, and
-every copy is moved.
+model that pools tokens, the slowest kind; how far neighbours and clusters agree with an attribute is worked
+out afterwards, as on the page, beside what others ask. Sentences are the bundled ones repeated: each is
+encoded once, and every copy is moved. :mod:`workbench.bench.apps_browser` times the same on screen.
 """
 
 import gc
@@ -15,7 +16,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from itertools import count
+from contextlib import contextmanager
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,12 @@ from workbench.moved import ConditionedTexts
 from workbench.runs import run_recipe
 from workbench.session import Session
 from workbench.view_state import ConditionsState
-from workbench.views.conditions import ConditionsView
-from workbench.views.live import POOL, one_blas_thread
+from workbench.views.conditions import ConditionsView, Shown
+from workbench.views.live import POOL, TURNS, Job, one_blas_thread
 
 RECIPE, MODEL = "hyper_cl_bundled_tiny", "hyper_query_k16"
 SIZES = {2_000: 0.3, 20_000: 1.0}  # sentences -> bar in seconds
-CHANGES = 40  # conditions typed one after another
+CHANGES, WARMING = 40, 3  # conditions typed one after another; not counted at the start
 PEOPLE, PEOPLE_BAR = 20, 2.0
 READING = 5.0  # seconds that a person looks at what has changed before typing again
 TOGETHER = ((320, 0.0), (2_000, 0.0), (2_000, READING))  # sentences, of the page at first and many; pause
@@ -68,28 +71,43 @@ def _view(session: Session, size: int) -> ConditionsView:
     return view
 
 
-def _change(view: ConditionsView, condition: str) -> float:
-    """Type a condition; return the seconds until map and table are ready to be sent."""
-    began = time.perf_counter()
+def _change(view: ConditionsView, condition: str) -> Shown:
+    """Do what follows a typed condition until map and table are ready to be sent."""
     shown = view.compute(view.state().model_copy(update={"condition": condition}))
     view.figure(shown).to_json()
     view.table.show(view.rows(shown))
-    return time.perf_counter() - began
+    return shown
 
 
-def _p95(seconds: list[float]) -> float:
+def _timed(view: ConditionsView, condition: str) -> tuple[float, Shown]:
+    """Type a condition; return the seconds until it is ready, and what is shown."""
+    began = time.perf_counter()
+    shown = TURNS.submit(partial(_change, view, condition)).result()
+    return time.perf_counter() - began, shown
+
+
+def _agreement(view: ConditionsView, shown: Shown, job: Job) -> None:
+    """Do what follows once the map is there, unless nobody waits for it any more."""
+    if not job.stopped:
+        view.agreement(shown, job)
+
+
+def p95(seconds: list[float]) -> float:
+    """Return the 95th percentile."""
     return statistics.quantiles(seconds, n=20, method="inclusive")[-1]
 
 
 def _alone(session: Session, size: int, bar: float, typed: Iterator[str]) -> dict[str, Any]:
     """Time one person's changes."""
-    view = _view(session, size)
-    for _ in range(3):
-        POOL.submit(_change, view, next(typed)).result()
-    seconds = [POOL.submit(_change, view, next(typed)).result() for _ in range(CHANGES)]
+    view, seconds = _view(session, size), []
+    for condition in islice(typed, WARMING + CHANGES):
+        taken, shown = _timed(view, condition)
+        seconds.append(taken)
+        POOL.submit(view.agreement, shown).result()
+    seconds = seconds[WARMING:]
     median = statistics.median(seconds)
     name = f"changed condition, {size:,} sentences, 95th percentile (median {median:.3f} s)"
-    return laid_out(name, _p95(seconds), bar, 0.0, 0.0)
+    return laid_out(name, p95(seconds), bar, 0.0, 0.0)
 
 
 def _together(session: Session, size: int, pause: float, typed: Iterator[str]) -> dict[str, Any]:
@@ -103,10 +121,13 @@ def _together(session: Session, size: int, pause: float, typed: Iterator[str]) -
 
     def person(number: int, view: ConditionsView) -> None:
         time.sleep(pause * number / PEOPLE)
+        last = Job(str)
         for condition in asked[view]:
-            began = time.perf_counter()
-            POOL.submit(_change, view, condition).result()
-            seconds.append(time.perf_counter() - began)
+            taken, shown = _timed(view, condition)
+            seconds.append(taken)
+            last.stop()  # as a page drops what follows an older condition
+            last = Job(str)
+            TURNS.submit(partial(_agreement, view, shown, last), patient=True)
             time.sleep(pause)
 
     people = [threading.Thread(target=person, args=one) for one in enumerate(views)]
@@ -116,34 +137,45 @@ def _together(session: Session, size: int, pause: float, typed: Iterator[str]) -
         one.join()
     how = f"who read for {pause:g} s" if pause else "without a pause"
     name = f"{PEOPLE} people {how}, {size:,} sentences each, 95th percentile"
-    return laid_out(name, _p95(seconds), PEOPLE_BAR, 0.0, 0.0)
+    return laid_out(name, p95(seconds), PEOPLE_BAR, 0.0, 0.0)
 
 
-def _soak(out: Path) -> dict[str, Any]:
-    """Open and leave pages of a real server; return the slope of its memory."""
+@contextmanager
+def serving(**options: int) -> Iterator[str]:
+    """Serve the dashboards from a thread; give their address."""
     import panel as pn
-    import psutil
 
-    from workbench.views.serving import app_paths
+    from workbench.views.serving import UPLOAD_MIB, app_paths
 
-    os.environ["WORKBENCH_OUT"] = str(out)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = pn.serve(
         app_paths(), port=port, address="127.0.0.1", threaded=True, show=False,
-        unused_session_lifetime_milliseconds=500, check_unused_sessions_milliseconds=250,
+        websocket_max_message_size=UPLOAD_MIB * 2**20, **options,
     )  # fmt: skip
-    process, memory, began = psutil.Process(), [], time.perf_counter()
     try:
+        _open(f"http://127.0.0.1:{port}/index")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop()
+
+
+def _soak(out: Path) -> dict[str, Any]:
+    """Open and leave pages of a real server; return the slope of its memory."""
+    import psutil
+
+    os.environ["WORKBENCH_OUT"] = str(out)
+    process, memory = psutil.Process(), []
+    brief = {"unused_session_lifetime_milliseconds": 500, "check_unused_sessions_milliseconds": 250}
+    with serving(**brief) as address:
+        began = time.perf_counter()
         for page in range(PAGES):
             due = began + page * PAGE_SECONDS
-            _open(f"http://127.0.0.1:{port}/conditions")
+            _open(f"{address}/conditions")
             gc.collect()
             memory.append(process.memory_info().rss / 1000)
             time.sleep(max(0.0, due + PAGE_SECONDS - time.perf_counter()))
-    finally:
-        server.stop()
     slope = float(np.polyfit(np.arange(PAGES - WARM), memory[WARM:], 1)[0])
     taken = (time.perf_counter() - began) / PAGES
     name = f"{PAGES} pages opened and left: {slope:+.1f} kB a page (bar {PAGE_BAR:.0f})"

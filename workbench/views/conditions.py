@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import panel as pn
@@ -48,7 +49,6 @@ class Shown:
     texts: ConditionedTexts
     moved: Moved
     attribute: str
-    purity: pl.DataFrame | None
     found: pl.DataFrame | None
 
 
@@ -112,7 +112,7 @@ class ConditionsView(pn.viewable.Viewer):
             )  # fmt: skip
         self._build()
         self.live = Live(self.compute, self._draw, "Moving the sentences")
-        self._more = Live(self._clusters, self._draw_clusters, "Finding clusters")
+        self._more = Live(self.agreement, self._draw_agreement, "Comparing with the attribute", patient=True)
 
     def _build(self) -> None:
         """Make the parts that are filled when results arrive."""
@@ -155,9 +155,8 @@ class ConditionsView(pn.viewable.Viewer):
         moved = texts.move(state.condition, state.other, state.blend, state.strength)
         known = texts.attributes
         attribute = state.attribute if state.attribute in known else _asked_for(state.condition, known)
-        purity = moved.purity(attribute) if attribute != NO_ATTRIBUTE else None
         found = texts.search(moved, state.query) if state.query.strip() else None
-        return Shown(state, texts, moved, attribute, purity, found)
+        return Shown(state, texts, moved, attribute, found)
 
     @param.depends("model", "condition", "other", "blend", "strength", "query", watch=True)
     def refresh(self) -> None:
@@ -188,38 +187,46 @@ class ConditionsView(pn.viewable.Viewer):
         attribute = "" if shown.attribute == NO_ATTRIBUTE else shown.attribute
         return moved_figure(moved.frame, attribute, (shortened, f"both hold {moved.shown:.0%}"), self.clicked)
 
-    def _draw(self, shown: Shown) -> None:
-        """Show a result."""
+    def _draw(self, shown: Shown) -> Callable[[], None]:
+        """Show the map of a result, then everything else."""
         self._shown, self._wanted = shown, shown.attribute
-        known = shown.texts.attributes or [NO_ATTRIBUTE]
-        # Both, one after the other: a value that is not offered would be replaced by the first that is.
-        self.param.attribute.objects = list(dict.fromkeys([*known, self.attribute]))
-        self.attribute = shown.attribute
-        self.param.attribute.objects = known
         if self.clicked is not None and self.clicked >= shown.moved.frame.height:
             self.clicked = None
+        self._map.show(self.figure(shown))
+        return partial(self._draw_rest, shown)
+
+    def _draw_rest(self, shown: Shown) -> None:
+        known = shown.texts.attributes or [NO_ATTRIBUTE]
+        if (self.param.attribute.objects, self.attribute) != (known, shown.attribute):
+            # Both, one after the other: a value that is not offered would be replaced by the first that is.
+            self.param.attribute.objects = list(dict.fromkeys([*known, self.attribute]))
+            self.attribute = shown.attribute
+            self.param.attribute.objects = known
         if shown.state.condition not in self.param.earlier.objects:
             self.param.earlier.objects = [shown.state.condition, *self.param.earlier.objects][:_HISTORY]
         self.earlier = shown.state.condition
-        self._map.show(self.figure(shown))
         told = f"1 minus the cosine of before and after, 0 to 2, at strength {shown.state.strength:g}"
         made = origin(self._run, shown.state.model, kept=True)
         self.table.show(self.rows(shown), self.clicked, meanings={MOVED: told}, origin=made)
         _list(self._found, shown.found)
         self._mark()
-        if shown.purity is None:
+        if shown.attribute == NO_ATTRIBUTE:
             self._more.clear()
             self._purity.show(None)
             self._grouped.show(None)
         else:
-            self._purity.show(purity_figure(shown.purity, shown.attribute))
             self._more.ask(shown)
 
-    def _clusters(self, shown: Shown, job: Job | None = None) -> tuple[pl.DataFrame, str]:
-        return shown.moved.clusters(shown.attribute), shown.attribute
+    @staticmethod
+    def agreement(shown: Shown, _: Job | None = None) -> list[go.Figure]:
+        """Draw how far neighbours, and how far clusters, agree in the attribute."""
+        moved, attribute = shown.moved, shown.attribute
+        near, grouped = moved.purity(attribute), moved.clusters(attribute)
+        return [purity_figure(near, attribute), purity_figure(grouped, attribute, _CLUSTERS)]
 
-    def _draw_clusters(self, found: tuple[pl.DataFrame, str]) -> None:
-        self._grouped.show(purity_figure(*found, _CLUSTERS))
+    def _draw_agreement(self, figures: list[go.Figure]) -> None:
+        for place, figure in zip((self._purity, self._grouped), figures, strict=True):
+            place.show(figure)
 
     def rows(self, shown: Shown) -> pl.DataFrame:
         """Return the table's rows: text, attribute, how far each moved."""

@@ -5,7 +5,8 @@ A view uses it in five lines:
 1. ``self.live = Live(self._work, self._draw)`` in ``__init__``, one for each part that changes by itself.
 2. ``_work(request, job)`` runs in a thread: it computes from the request alone, touches no widget, and
    between steps of long work asks ``job.stopped`` and says ``job.say("300 of 2,000 sentences")``.
-3. ``_draw(result)`` runs back under the page's lock and sets panes.
+3. ``_draw(result)`` runs back under the page's lock and sets panes. It may return a function that sets those
+   that people look at later.
 4. ``self.live.ask(self.state())`` in a method with ``@param.depends(..., watch=True)``, and at the start.
 5. ``self.live`` stands in the layout: it shows that work goes on, a button that cancels it, and errors.
 
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib import import_module
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import panel as pn
@@ -39,6 +40,36 @@ _log = logging.getLogger(__name__)
 POOL = ThreadPoolExecutor(
     max(2, os.cpu_count() or 1), "dashboard", initializer=torch.set_num_threads, initargs=(1,)
 )
+
+
+class Turns:
+    """Whose turn it is in the pool: patient work lets all other requests go first."""
+
+    def __init__(self) -> None:
+        """Begin with nobody waiting."""
+        self._waiting, self._lock = 0, Lock()
+
+    def submit(self, work: Callable[[], Any], *, patient: bool = False) -> Any:
+        """Have work done in a thread, in the order of submission unless it is patient; return its future."""
+        if patient:
+            return POOL.submit(self._patient, work)
+        with self._lock:
+            self._waiting += 1
+        return POOL.submit(self._first, work)
+
+    def _first(self, work: Callable[[], Any]) -> Any:
+        with self._lock:
+            self._waiting -= 1
+        return work()
+
+    def _patient(self, work: Callable[[], Any]) -> None:
+        if self._waiting:
+            POOL.submit(self._patient, work)  # behind those that wait
+        else:
+            work()
+
+
+TURNS = Turns()
 
 
 @cache
@@ -100,17 +131,23 @@ class Live(pn.viewable.Viewer):
     """A line that says what goes on, and the work behind it."""
 
     def __init__(
-        self, work: Callable[[Any, Job], Any], draw: Callable[[Any], None], doing: str = "Working"
+        self,
+        work: Callable[[Any, Job], Any],
+        draw: Callable[[Any], Callable[[], None] | None],
+        doing: str = "Working",
+        *,
+        patient: bool = False,
     ) -> None:
         """Build the line.
 
         Args:
             work: from a request to a result, in a thread.
-            draw: shows a result.
+            draw: shows a result; returns nothing, or what shows the rest once this part is on its way.
             doing: what is said meanwhile.
+            patient: whether the work lets all other requests go first.
         """
         super().__init__()
-        self._work, self._draw, self._doing = work, draw, doing
+        self._work, self._draw, self._doing, self._patient = work, draw, doing, patient
         self._job = Job(self._tell)
         self._document: Any = None
         self._loop: Any = None
@@ -130,7 +167,7 @@ class Live(pn.viewable.Viewer):
             self._document, self._loop = document, IOLoop.current()
             document.on_session_destroyed(self._closed)
         self._say(f"{self._doing} …", busy=True)
-        POOL.submit(self._run, request, job, document)
+        TURNS.submit(partial(self._run, request, job, document), patient=self._patient)
         return self
 
     def cancel(self) -> None:
@@ -156,18 +193,27 @@ class Live(pn.viewable.Viewer):
             self._later(job, document, partial(self._finish, job, *outcome))
 
     def _finish(self, job: Job, result: Any, problem: str, seconds: float) -> None:
-        """Show a result or its error, if nothing newer was asked meanwhile."""
+        """Show a result or its error."""
+        self._show(job, None if problem else partial(self._draw, result), problem, seconds)
+
+    def _show(self, job: Job, draw: Callable[[], Any] | None, problem: str, seconds: float) -> None:
+        """Draw a part, then what it returns, if nothing newer was asked meanwhile."""
         if job is not self._job or job.stopped:
             return
+        rest = None
         with sent_together(self._document):
-            if not problem:
+            if draw is not None:
                 try:
-                    self._draw(result)
+                    rest = draw()
                 except WorkbenchError as found:
                     problem = str(found)
                 except Exception as found:  # else the page would say for ever that it works
                     problem = _unforeseen(found)
-            self._say(problem or f"Ready in {seconds:.2f} s.", bad=bool(problem))
+            if rest is None:
+                self._say(problem or f"Ready in {seconds:.2f} s.", bad=bool(problem))
+        if rest is not None:
+            show = partial(self._show, job, rest, problem, seconds)
+            show() if self._document is None else self._later(job, self._document, show)
 
     def _later(self, job: Job, document: Any, callback: Callable[[], None]) -> None:
         """Have the page's own thread do something next, from any thread.
