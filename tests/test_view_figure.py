@@ -27,6 +27,21 @@ def test_an_empty_place_holds_no_figure_and_a_shown_one_is_hidden_and_not_taken_
     assert (place.figure, place.visible, pane.height) == (FIGURE, True, 240)
 
 
+def test_room_is_kept_for_a_first_figure_that_is_on_its_way():
+    place = FigurePlace()
+    place.expect(240)
+    assert (place.visible, place.min_height, place.figure) == (True, 240, None)
+    assert (
+        "plotly" not in saved_page("one", pn.Column(place, pn.pane.Str("seen"))).getvalue().split("seen")[1]
+    )
+    place.show(None)
+    assert not place.visible
+    place.show(FIGURE)
+    place.show(None)
+    place.expect(240)
+    assert not place.visible  # one that is there already comes back by itself
+
+
 def test_clicks_are_told_for_every_figure_that_comes():
     told = []
     place = FigurePlace(told.append)

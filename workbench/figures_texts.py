@@ -14,6 +14,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _SHAPES = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
 _BLANK = "not said"
 _TEMPLATE = pio.templates[LAYOUT["template"]].to_plotly_json()
+PURITY_HEIGHT = 230  # pixels
 _MANY = 4000  # sentences beyond which the graphics card draws, without paths and animation
 
 
@@ -99,7 +100,7 @@ def purity_figure(
                  "arrayminus": [row["value"] - row["low"] for row in rows]},
         hovertext=[f"95 % bootstrap {row['low']:.3f} to {row['high']:.3f}" for row in rows],
     )  # fmt: skip
-    figure.update_layout(**{**LAYOUT, "margin": {"l": 60, "r": 20, "t": 10, "b": 95}}, height=230)
+    figure.update_layout(**{**LAYOUT, "margin": {"l": 60, "r": 20, "t": 10, "b": 95}}, height=PURITY_HEIGHT)
     # Two short lines: a phone cuts a long one.
     title = f"{what}<br>in {plain(attribute)} (0 to 1, ideal 1; {rows[0]['count']:,} sentences)"
     figure.update_xaxes(title=title, range=[0, 1.03], title_font_size=13)

@@ -1,6 +1,7 @@
 """Thirty linear connectors of 1024 x 768 at batch 16,384: what one training step holds at most.
 
-The reference trains the same connectors one after another with the whole table of logits.
+The reference trains the same connectors one after another with the whole table of logits. They do not share
+anything, so that a few are trained and their time stands for all.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from workbench.hypernetworks.connectors import ConnectorBank, sum_by_parts
 from workbench.objectives import paired_contrastive
 
 X, Z, CONNECTORS, BATCH = 768, 1024, 30, 16_384
+TIMED = 3  # of the reference's connectors
 
 
 def rows(device: str = "cpu") -> list[dict[str, Any]]:
@@ -41,11 +43,13 @@ def rows(device: str = "cpu") -> list[dict[str, Any]]:
     def one_by_one() -> None:
         unit = functional.normalize(texts.to(device), dim=1)
         layers = nn.ModuleList([nn.Linear(X, Z) for _ in range(CONNECTORS)]).to(device)
-        for layer in layers:
+        for layer in layers[:TIMED]:
             optimiser = torch.optim.AdamW(layer.parameters(), lr=1e-3, fused=True)
             plain_loss(functional.normalize(layer(unit), dim=1), image()).backward()
             optimiser.step()
 
-    name = f"step of {CONNECTORS} connectors {Z} x {X}, batch {BATCH}; reference: one by one, whole logits"
+    name = (
+        f"step of {CONNECTORS} connectors {Z} x {X}, batch {BATCH}; reference: one by one, of {TIMED} trained"
+    )
     (ours_s, ours_mib), (reference_s, reference_mib) = (once(way, device) for way in (together, one_by_one))
-    return [laid_out(name, ours_s, reference_s, ours_mib, reference_mib)]
+    return [laid_out(name, ours_s, reference_s * CONNECTORS / TIMED, ours_mib, reference_mib)]

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import polars as pl
 
 from workbench.errors import DataError, WorkbenchError
-from workbench.figures_texts import moved_figure, purity_figure
+from workbench.figures_texts import PURITY_HEIGHT, moved_figure, purity_figure
 from workbench.moved import ConditionedTexts, Moved
 from workbench.own_texts import MOST_BYTES, MOST_ROWS, pasted_texts, read_texts
 from workbench.session import Session
@@ -215,6 +215,8 @@ class ConditionsView(pn.viewable.Viewer):
             self._purity.show(None)
             self._grouped.show(None)
         else:
+            for place in (self._purity, self._grouped):
+                place.expect(PURITY_HEIGHT)
             self._more.ask(shown)
 
     @staticmethod

@@ -25,6 +25,15 @@ class FigurePlace(pn.Column):
         super().__init__(visible=False, sizing_mode="stretch_width", styles=named)
         self._clicked = clicked
 
+    def expect(self, height: int) -> None:
+        """Keep room for a first figure that is on its way, so that nothing below it jumps.
+
+        Args:
+            height: of the figure, in pixels.
+        """
+        if not len(self):
+            self.param.update(min_height=height, visible=True)
+
     def show(self, figure: go.Figure | None) -> None:
         """Show another figure, or none."""
         if figure is not None and len(self):
@@ -45,4 +54,4 @@ class FigurePlace(pn.Column):
     @property
     def figure(self) -> go.Figure | None:
         """What is shown; None for nothing."""
-        return self[0].object if self.visible else None
+        return self[0].object if self.visible and len(self) else None
