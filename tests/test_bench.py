@@ -135,7 +135,7 @@ def test_ways_to_connect_a_zoo_are_timed_step_by_step_and_whole(tmp_path):
 def test_the_memory_of_a_large_step_is_measured(tmp_path):
     rows = rows_of("hyper_align_memory", tmp_path)
     assert [row["name"] for row in rows] == [
-        "step of 3 connectors 24 x 16, batch 64; reference: one by one, whole logits"
+        "step of 3 connectors 24 x 16, batch 64; reference: 3 one by one"
     ]
 
 

@@ -48,8 +48,6 @@ def rows(device: str = "cpu") -> list[dict[str, Any]]:
             plain_loss(functional.normalize(layer(unit), dim=1), image()).backward()
             optimiser.step()
 
-    name = (
-        f"step of {CONNECTORS} connectors {Z} x {X}, batch {BATCH}; reference: one by one, of {TIMED} trained"
-    )
+    name = f"step of {CONNECTORS} connectors {Z} x {X}, batch {BATCH}; reference: {TIMED} one by one"
     (ours_s, ours_mib), (reference_s, reference_mib) = (once(way, device) for way in (together, one_by_one))
     return [laid_out(name, ours_s, reference_s * CONNECTORS / TIMED, ours_mib, reference_mib)]
