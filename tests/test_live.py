@@ -139,6 +139,37 @@ def test_patient_work_lets_all_that_wait_go_first(page, pool):
     assert pool.waiting == []
 
 
+def test_the_rest_of_a_result_comes_next_and_even_if_something_newer_is_asked(page, pool):
+    done = []
+    one = Live(
+        lambda request, _: request, lambda result: done.append(result) or (lambda: done.append("rest"))
+    )
+    one.ask("a")
+    pool.work()
+    page.tick()
+    assert (done, one.said) == (["a"], "Working …")
+    one.ask("b")
+    page.tick()
+    assert (done, one.said) == (["a", "rest"], "Working …")  # b is under way
+    pool.work()
+    page.tick()
+    page.tick()
+    assert done == ["a", "rest", "b", "rest"]
+    assert one.said.startswith("Ready in")
+
+
+def test_a_rest_that_fails_is_said(page, pool):
+    def fail():
+        raise DataError("no table")
+
+    one = Live(lambda request, _: request, lambda result: fail)
+    one.ask("a")
+    pool.work()
+    page.tick()
+    page.tick()
+    assert one.said == "no table"
+
+
 def test_cancelled_work_learns_of_it_and_draws_nothing(page, pool):
     seen, drawn = [], []
 

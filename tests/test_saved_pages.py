@@ -246,6 +246,20 @@ def test_page_saved_page_and_notebook_code_draw_the_same_numbers(name, visit, op
     assert wrong == problems == []
 
 
+def test_no_header_of_a_table_is_cut_in_either_theme(visit):
+    page, wrong = visit("fairness", STATES["fairness"])
+    wait_until_ready(page, wrong)
+    page.locator(".tabulator-row").first.wait_for(timeout=WAIT)
+    cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).map(one => one.textContent.trim())"
+    for _ in ("as it opens", "the other", "the first again"):
+        page.wait_for_timeout(1000)
+        titles = page.locator(".tabulator-col-title")
+        assert titles.count() > 5
+        assert [text for text in titles.evaluate_all(cut) if text] == []
+        page.locator("#theme").click()
+    assert wrong == []
+
+
 def test_an_exported_classifier_answers_as_the_page_does(visit, brief, tmp_path):
     page, wrong = visit("classify", ClassifyState(names="red, blue, 007", pictures=OWN))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)  # the model's own size

@@ -193,27 +193,29 @@ class Live(pn.viewable.Viewer):
             self._later(job, document, partial(self._finish, job, *outcome))
 
     def _finish(self, job: Job, result: Any, problem: str, seconds: float) -> None:
-        """Show a result or its error."""
-        self._show(job, None if problem else partial(self._draw, result), problem, seconds)
-
-    def _show(self, job: Job, draw: Callable[[], Any] | None, problem: str, seconds: float) -> None:
-        """Draw a part, then what it returns, if nothing newer was asked meanwhile."""
+        """Show a result or its error, if nothing newer was asked meanwhile."""
         if job is not self._job or job.stopped:
             return
         rest = None
         with sent_together(self._document):
-            if draw is not None:
-                try:
-                    rest = draw()
-                except WorkbenchError as found:
-                    problem = str(found)
-                except Exception as found:  # else the page would say for ever that it works
-                    problem = _unforeseen(found)
+            if not problem:
+                rest, problem = _drawn(partial(self._draw, result))
             if rest is None:
-                self._say(problem or f"Ready in {seconds:.2f} s.", bad=bool(problem))
-        if rest is not None:
-            show = partial(self._show, job, rest, problem, seconds)
-            show() if self._document is None else self._later(job, self._document, show)
+                self._say_outcome(problem, seconds)
+        if rest is not None and self._document is None:
+            self._complete(job, rest, seconds)
+        elif rest is not None:
+            self._document.add_next_tick_callback(partial(self._complete, job, rest, seconds))
+
+    def _complete(self, job: Job, rest: Callable[[], Any], seconds: float) -> None:
+        """Show the rest of a result, whatever is asked meanwhile: parts of two results would not fit."""
+        with sent_together(self._document):
+            _, problem = _drawn(rest)
+            if job is self._job and not job.stopped:
+                self._say_outcome(problem, seconds)
+
+    def _say_outcome(self, problem: str, seconds: float) -> None:
+        self._say(problem or f"Ready in {seconds:.2f} s.", bad=bool(problem))
 
     def _later(self, job: Job, document: Any, callback: Callable[[], None]) -> None:
         """Have the page's own thread do something next, from any thread.
@@ -251,6 +253,16 @@ def _unforeseen(problem: Exception) -> str:
     """Log a failure that is ours, from where it is caught, and say it in a sentence."""
     _log.exception("a dashboard's work failed")
     return f"This failed with {type(problem).__name__}; the server's log says more."
+
+
+def _drawn(draw: Callable[[], Any]) -> tuple[Any, str]:
+    """Draw; return what is to be drawn afterwards, and what is wrong in one sentence."""
+    try:
+        return draw(), ""
+    except WorkbenchError as found:
+        return None, str(found)
+    except Exception as found:  # else the page would say for ever that it works
+        return None, _unforeseen(found)
 
 
 def _outcome(work: Callable[[Any, Job], Any], request: Any, job: Job) -> tuple[Any, str, float]:

@@ -22,7 +22,8 @@ _PAGE = 10  # rows
 _DIGITS = 4
 _LETTER, _WIDE = 8, 260  # pixels of a letter, and of the widest column of texts
 _NARROW = r"[ .,:()]"  # letters of half the width
-_ARROW = 3  # letters that the arrow in a header takes
+_ARROW = 4  # letters that the arrow in a header takes
+_NUMBER = 8  # letters of a number with digits behind the point
 _MEANINGS = {  # of columns that tables share, unless a table says more
     "row": "number of the row",
     "rank": "place, 1 is first",
@@ -124,13 +125,16 @@ class TablePlace(pn.Column):
 
 
 def _settings(frame: pl.DataFrame, meanings: Mapping[str, str], origin: str) -> dict[str, Any]:
-    """Return all of a table but its rows: what headers and cells say, and how wide columns of texts are."""
+    """Return all of a table but its rows: what headers and cells say, and how wide columns are."""
     texts = [name for name, kind in frame.schema.items() if kind == pl.String]
     numbers = [name for name, kind in frame.schema.items() if kind.is_numeric()]
     told = {name: _told(name, meanings, origin) for name in frame.columns}
     key = next((name for name in ("row", *texts) if name in frame.columns), "")
     wide = pl.col(texts).str.len_chars() - pl.col(texts).str.count_matches(_NARROW) / 2
     longest = frame.select(wide.max().fill_null(0)).to_dicts()[0] if texts else {}
+    for name in numbers:  # a table that sizes them itself cuts their headers when the theme changes
+        whole = frame.schema[name].is_integer()
+        longest[name] = len(f"{frame[name].abs().max() or 0:,}") + 1 if whole else _NUMBER
     return {
         "templates": {name: _cell(told[name], key) for name in numbers},
         # Headers are markup to the browser, and a column may be named by somebody's file.
