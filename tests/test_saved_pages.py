@@ -204,7 +204,7 @@ def areas(page):
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_a_saved_page_opens_from_disk_with_its_figures_and_numbers(name, visit, open_saved, tmp_path):
+def test_a_saved_page_opens_from_disk_with_its_figures_and_numbers(name, visit, open_saved, tmp_path, caplog):
     page, wrong = visit(name, STATES[name])
     if name != "zoo":  # it reads what is finished and computes nothing
         wait_until_ready(page, wrong)
@@ -226,6 +226,7 @@ def test_a_saved_page_opens_from_disk_with_its_figures_and_numbers(name, visit, 
     assert saved.get_by_text("run hyper_").count() >= 1
     assert saved.locator("img[src=x]").count() == 0
     assert wrong == problems == []
+    assert "work failed" not in caplog.text  # the server says so of what it did not foresee
 
 
 @pytest.mark.parametrize("name", STATES)

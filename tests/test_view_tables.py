@@ -32,7 +32,7 @@ def placed(frame=FRAME, **told):
 
 def test_every_number_and_header_says_how_it_is_computed_and_where_it_comes_from():
     table = filled(meanings={"norm": "Frobenius norm"}, origin="run r-1")
-    assert set(table.formatters) == {"name", "norm", "count"}
+    assert set(table.formatters) == set(table.widths) == {"name", "norm", "count", "typed"}
     assert "norm: Frobenius norm; run r-1" in table.formatters["norm"].template
     assert table.header_tooltips["norm"] == "norm: Frobenius norm; run r-1"
     # A usual column is known without being told, and a table may say more of it.

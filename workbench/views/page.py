@@ -199,10 +199,10 @@ def open_view(
     else:
         document = pn.state.curdoc
         # In the next tick: the line that is replaced has to be done with by then.
-        loading = Live(
-            lambda _, stopped: prepare(session, state),
-            lambda _: document.add_next_tick_callback(build),
-            "Loading the model",
-        )
+
+        def then(_: object) -> None:
+            document.add_next_tick_callback(build)
+
+        loading = Live(lambda _, stopped: prepare(session, state), then, "Loading the model")
         body[:] = [loading.ask(None)]
     framed(body, title, here, app_about(here)[1]).servable(title=title)

@@ -20,10 +20,10 @@ from workbench.groups import with_interval
 
 _PAGE = 10  # rows
 _DIGITS = 4
-_LETTER, _WIDE = 8, 260  # pixels of a letter, and of the widest column of texts
+_LETTER, _WIDE = 8, 240  # pixels of a letter, and of the widest column of texts
 _NARROW = r"[ .,:()]"  # letters of half the width
-_ARROW = 4  # letters that the arrow in a header takes
-_NUMBER = 8  # letters of a number with digits behind the point
+_ARROW = 3.25  # letters that the arrow in a header takes
+_NUMBER, _TRUTH = 7, 5  # letters of a number with digits behind the point, and of true or false
 _MEANINGS = {  # of columns that tables share, unless a table says more
     "row": "number of the row",
     "rank": "place, 1 is first",
@@ -132,9 +132,11 @@ def _settings(frame: pl.DataFrame, meanings: Mapping[str, str], origin: str) -> 
     key = next((name for name in ("row", *texts) if name in frame.columns), "")
     wide = pl.col(texts).str.len_chars() - pl.col(texts).str.count_matches(_NARROW) / 2
     longest = frame.select(wide.max().fill_null(0)).to_dicts()[0] if texts else {}
-    for name in numbers:  # a table that sizes them itself cuts their headers when the theme changes
-        whole = frame.schema[name].is_integer()
-        longest[name] = len(f"{frame[name].abs().max() or 0:,}") + 1 if whole else _NUMBER
+    for name, kind in frame.schema.items():  # a table that sizes them itself cuts headers in another theme
+        if kind.is_integer():
+            longest[name] = len(f"{frame[name].abs().max() or 0:,}")
+        elif kind.is_float() or kind == pl.Boolean:
+            longest[name] = _NUMBER if kind.is_float() else _TRUTH
     return {
         "templates": {name: _cell(told[name], key) for name in numbers},
         # Headers are markup to the browser, and a column may be named by somebody's file.
