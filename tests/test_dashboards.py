@@ -222,6 +222,16 @@ def test_dashboard_notebook_code_and_saved_report_agree_number_for_number(tmp_pa
     assert "run hyper_cl_bundled-0" in report
 
 
+def test_what_agrees_is_not_saved_beside_another_condition(monkeypatch):
+    one = view(condition="the kind")
+    assert saved_page("conditions", one._saved()).getvalue().count("share of the ten nearest") == 1
+    monkeypatch.setattr(one._more, "ask", lambda shown: None)  # its turn has not come
+    one.condition = "the size"
+    saved = saved_page("conditions", one._saved()).getvalue()
+    assert "the size" in saved
+    assert "share of the ten nearest" not in saved
+
+
 def test_a_saved_report_escapes_text_and_cuts_long_tables_aloud():
     values = pl.DataFrame({"text": ["<script>alert(1)</script>"] * 2001, "value": [0.12346] * 2001})
     table = TablePlace()

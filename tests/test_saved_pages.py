@@ -203,11 +203,18 @@ def areas(page):
     )
 
 
+def wait_for_all(name, page, wrong):
+    """Wait until a page shows all that it computes."""
+    if name != "zoo":  # it reads what is finished and computes nothing
+        wait_until_ready(page, wrong)
+    if name == "conditions":  # what agrees with the attribute comes after the map
+        page.get_by_text("Ready in").nth(1).wait_for(timeout=WAIT)
+
+
 @pytest.mark.parametrize("name", STATES)
 def test_a_saved_page_opens_from_disk_with_its_figures_and_numbers(name, visit, open_saved, tmp_path, caplog):
     page, wrong = visit(name, STATES[name])
-    if name != "zoo":  # it reads what is finished and computes nothing
-        wait_until_ready(page, wrong)
+    wait_for_all(name, page, wrong)
     drawn = "img[alt^=picture]" if name == "classify" else ".js-plotly-plot .main-svg"
     page.locator(drawn).first.wait_for(state="attached", timeout=WAIT)
     if name != "classify":  # there the truth of one of the names is not known
@@ -232,8 +239,7 @@ def test_a_saved_page_opens_from_disk_with_its_figures_and_numbers(name, visit, 
 @pytest.mark.parametrize("name", STATES)
 def test_page_saved_page_and_notebook_code_draw_the_same_numbers(name, visit, open_saved, out, tmp_path):
     page, wrong = visit(name, STATES[name])
-    if name != "zoo":
-        wait_until_ready(page, wrong)
+    wait_for_all(name, page, wrong)
     page.get_by_text("Notebook code").click()
     code = page.get_by_text("from workbench.session import Session").inner_text()
     page.wait_for_timeout(500)

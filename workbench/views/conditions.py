@@ -94,7 +94,7 @@ class ConditionsView(pn.viewable.Viewer):
         """
         super().__init__()  # first: until then, what is offered here would be offered by every page's view
         self._session, self._run = session, session.run(state.recipe, "hyper_cl")
-        self._state, self._shown = state, None
+        self._state, self._shown, self._agreed = state, None, None
         self._follows = not state.attribute  # the one that the condition names, until a person chooses
         # Texts of one's own, and what models made of them: one value, since work in a thread reads both.
         self._brought: tuple[pl.DataFrame | None, dict[str, ConditionedTexts]] = own, {}
@@ -220,15 +220,16 @@ class ConditionsView(pn.viewable.Viewer):
             self._more.ask(shown)
 
     @staticmethod
-    def agreement(shown: Shown, _: Job | None = None) -> list[go.Figure]:
-        """Draw how far neighbours, and how far clusters, agree in the attribute."""
+    def agreement(shown: Shown, _: Job | None = None) -> tuple[Shown, go.Figure, go.Figure]:
+        """Draw how far neighbours, and how far clusters, of what is shown agree in the attribute."""
         moved, attribute = shown.moved, shown.attribute
         near, grouped = moved.purity(attribute), moved.clusters(attribute)
-        return [purity_figure(near, attribute), purity_figure(grouped, attribute, _CLUSTERS)]
+        return shown, purity_figure(near, attribute), purity_figure(grouped, attribute, _CLUSTERS)
 
-    def _draw_agreement(self, figures: list[go.Figure]) -> None:
-        for place, figure in zip((self._purity, self._grouped), figures, strict=True):
-            place.show(figure)
+    def _draw_agreement(self, found: tuple[Shown, go.Figure, go.Figure]) -> None:
+        self._agreed, near, grouped = found
+        self._purity.show(near)
+        self._grouped.show(grouped)
 
     def rows(self, shown: Shown) -> pl.DataFrame:
         """Return the table's rows: text, attribute, how far each moved."""
@@ -253,13 +254,12 @@ class ConditionsView(pn.viewable.Viewer):
 
     @param.depends("clicked", watch=True)
     def _choose(self) -> None:
-        if self._shown is None:
-            return
-        if self.clicked is not None and self.clicked >= self._shown.moved.frame.height:
+        shown = self._shown
+        if shown is not None and self.clicked is not None and self.clicked >= shown.moved.frame.height:
             self.clicked = None  # there is no such row; this comes back here
-            return
-        self._map.show(self.figure(self._shown))
-        self._mark()
+        elif shown is not None:
+            self._map.show(self.figure(shown))
+            self._mark()
 
     def _click(self, event: param.parameterized.Event) -> None:
         points = (event.new or {}).get("points") or [{}]
@@ -345,7 +345,8 @@ class ConditionsView(pn.viewable.Viewer):
     def _saved(self) -> pn.Column:
         if self._shown is None:
             raise DataError("nothing is shown yet; wait for the map")
-        return pn.Column(self.results(), footer(self._run))
+        stale = [] if self._agreed is self._shown else [self._purity, self._grouped]
+        return pn.Column(*(part for part in self.results() if part not in stale), footer(self._run))
 
     def _controls(self) -> pn.Column:
         """Lay out what a person changes."""
