@@ -59,6 +59,9 @@ class AtOnce:
     def add_callback(self, callback):
         callback()
 
+    def call_later(self, seconds, callback):
+        callback()
+
 
 @pytest.fixture(autouse=True)
 def no_page(monkeypatch):

@@ -42,6 +42,9 @@ POOL = ThreadPoolExecutor(
 )
 
 
+_ON_ITS_WAY = 0.03  # seconds until the first part of a result has been sent
+
+
 class Turns:
     """Whose turn it is in the pool: patient work lets all other requests go first."""
 
@@ -151,6 +154,7 @@ class Live(pn.viewable.Viewer):
         self._job = Job(self._tell)
         self._document: Any = None
         self._loop: Any = None
+        self._gone = False  # whether the page was closed
         self._line = Text("", css_classes=["live"], sizing_mode="stretch_width")
         self._cancel = pn.widgets.Button(label="Cancel", variant="outline", width=80, visible=False)
         self._cancel.on_click(lambda _: self.cancel())
@@ -181,6 +185,7 @@ class Live(pn.viewable.Viewer):
         self._say("")
 
     def _closed(self, _: Any) -> None:
+        self._gone = True
         self._job.stop()
 
     def _run(self, request: Any, job: Job, document: Any) -> None:
@@ -205,7 +210,13 @@ class Live(pn.viewable.Viewer):
         if rest is not None and self._document is None:
             self._complete(job, rest, seconds)
         elif rest is not None:
-            self._document.add_next_tick_callback(partial(self._complete, job, rest, seconds))
+            document, show = self._document, partial(self._complete, job, rest, seconds)
+
+            def add() -> None:
+                if not self._gone:
+                    document.add_next_tick_callback(show)
+
+            self._loop.call_later(_ON_ITS_WAY, add)
 
     def _complete(self, job: Job, rest: Callable[[], Any], seconds: float) -> None:
         """Show the rest of a result, whatever is asked meanwhile: parts of two results would not fit."""
