@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import polars as pl
 
-from workbench.figures import LAYOUT, plain
+from workbench.figures import LAYOUT, error_bars, plain
 
 # Okabe and Ito's palette and, beyond eight values, other shapes in the same colours.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -96,8 +96,7 @@ def purity_figure(
         x=[row["value"] for row in rows], y=[row["side"] for row in rows], mode="markers+text",
         text=[f"{row['value']:.3f}" for row in rows], textposition="top center",
         name="measured, 95 % bootstrap", marker={"size": 11, "color": ["#999999", "#0072B2"]},
-        error_x={"type": "data", "symmetric": False, "array": [row["high"] - row["value"] for row in rows],
-                 "arrayminus": [row["value"] - row["low"] for row in rows]},
+        error_x=error_bars(purity["value"], purity["low"], purity["high"]),
         hovertext=[f"95 % bootstrap {row['low']:.3f} to {row['high']:.3f}" for row in rows],
     )  # fmt: skip
     figure.update_layout(**{**LAYOUT, "margin": {"l": 60, "r": 20, "t": 10, "b": 95}}, height=PURITY_HEIGHT)
