@@ -121,6 +121,9 @@ def word_store():
         def __init__(self) -> None:
             """Open nothing."""
 
+        def to(self, device: str) -> EmbeddingStore:
+            return self
+
         def prepare(self, texts: list[str]) -> int:
             return 0
 

@@ -30,7 +30,7 @@ def test_the_command_trains_the_recipes_without_notebooks(tmp_path):
     work = Background(tmp_path)
     work.recipes = ["one", "two"]
     assert work.command()[1:5] == ["-m", "workbench", "reproduce", "one"]
-    assert work.command()[5:] == ["two", "--out", str(tmp_path), "--no-notebooks"]
+    assert work.command()[5:] == ["two", "--out", str(tmp_path), "--device", "cpu", "--no-notebooks"]
 
 
 def test_what_is_offered_exists():

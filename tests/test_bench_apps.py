@@ -14,8 +14,10 @@ def small(monkeypatch, tiny_run):
     out = tiny_run.folder.parent.parent
     monkeypatch.setattr(apps, "run_recipe", lambda name, out: tiny_run)
     session = apps.Session(out)
-    monkeypatch.setattr(apps, "Session", lambda _: session)
-    monkeypatch.setattr(apps, "_soak", lambda _: SOAK(out))
+    monkeypatch.setattr(apps, "Session", lambda *_: session)
+    monkeypatch.setattr(apps, "_soak", lambda _, device: SOAK(out, device))
+    monkeypatch.setenv("WORKBENCH_OUT", "")  # put back afterwards
+    monkeypatch.setenv("WORKBENCH_DEVICE", "")
     together = ((20, 0.0), (20, 0.01))
     for name, value in {"SIZES": {330: 0.3}, "TOGETHER": together, "CHANGES": 2, "PEOPLE": 2}.items():
         monkeypatch.setattr(apps, name, value)
@@ -47,6 +49,7 @@ def test_the_95th_percentile_is_nearly_the_slowest_of_twenty():
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 def test_a_changed_condition_is_timed_until_it_is_on_screen(monkeypatch, tiny_run):
     monkeypatch.setenv("WORKBENCH_OUT", "")  # put back afterwards
+    monkeypatch.setenv("WORKBENCH_DEVICE", "")
     monkeypatch.setattr(apps_browser, "run_recipe", lambda name, out: shutil.copytree(
         tiny_run.folder, out / "runs" / tiny_run.folder.name
     ))  # fmt: skip

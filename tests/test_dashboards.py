@@ -35,7 +35,7 @@ class Finished(Run):
 class OneRun(Session):
     """Stands for a session with one model."""
 
-    model = TwoAxes
+    model, device = TwoAxes, "cpu"
 
     def __init__(self):
         self.out = Path("reports")

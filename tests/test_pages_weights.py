@@ -33,7 +33,7 @@ class Both(OneRun):
 def address(word_store):
     session = Both(word_store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workbench.views.page.shared_session", lambda _: session)
+        patch.setattr("workbench.views.page.shared_session", lambda: session)
         patch.setattr("workbench.generated.sentences", lambda: sentences().gather_every(8))
         paths = {name: app_paths()[name] for name in ("similarity", "weights")}
         with served(paths, port := free_port()):

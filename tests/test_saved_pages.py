@@ -1,6 +1,5 @@
 """What leaves the pages, in a browser: reports that open from disk, notebook code, classifiers that run."""
 
-import base64
 import io
 import json
 import shutil
@@ -14,6 +13,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from tests.browsing import IN_A_BROWSER, WAIT, free_port, served, wait_until_ready
+from tests.figures import plain
 from workbench import export
 from workbench.datasets.samples import OWN
 from workbench.view_state import (
@@ -161,22 +161,6 @@ DRAWN = """all => {  // the data of figures, as the browser has them
     : Number.isNaN(one) ? null : one
   return all.map(one => plain(one.data))
 }"""
-
-
-def plain(part):
-    """Write figure data with lists for packed arrays, floats to six digits, and no names of elements."""
-    if isinstance(part, dict) and "bdata" in part:
-        values = np.frombuffer(base64.b64decode(part["bdata"]), part["dtype"])
-        shape = [int(one) for one in str(part.get("shape", len(values))).split(",")]
-        return plain(values.reshape(shape).tolist())
-    if isinstance(part, dict):
-        # "_xlength" and such are notes of Plotly's own.
-        return {key: plain(one) for key, one in part.items() if key != "uid" and not key.startswith("_")}
-    if isinstance(part, list | tuple):
-        return [plain(one) for one in part]
-    if isinstance(part, float):
-        return None if part != part else float(f"{part:.6g}")
-    return float(part) if isinstance(part, int) and not isinstance(part, bool) else part
 
 
 def drawn(page):

@@ -26,13 +26,14 @@ def first_recipes() -> dict[str, list[str]]:
 class Background:
     """The training that runs over an output folder, if any."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, device: str = "cpu") -> None:
         """Prepare; nothing is started.
 
         Args:
             out: output folder of the runs.
+            device: where they are trained, as torch names devices.
         """
-        self.out, self.recipes = out, []
+        self.out, self.device, self.recipes = out, device, []
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: deque[str] = deque(maxlen=LINES)
@@ -58,7 +59,7 @@ class Background:
     def command(self) -> list[str]:
         """Return the command line of the child process."""
         workbench = [sys.executable, "-m", "workbench", "reproduce", *self.recipes]
-        return [*workbench, "--out", str(self.out), "--no-notebooks"]
+        return [*workbench, "--out", str(self.out), "--device", self.device, "--no-notebooks"]
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         """Keep the last lines; a progress bar writes over its own line."""
@@ -92,6 +93,6 @@ class Background:
 
 
 @cache
-def background(out: Path) -> Background:
+def background(out: Path, device: str = "cpu") -> Background:
     """Return the one training of a server process over an output folder."""
-    return Background(out)
+    return Background(out, device)

@@ -33,7 +33,8 @@ AT_ONCE = 256  # images embedded together
 class HyperCLIPModel:
     """A trained model that turns class names into classifiers.
 
-    One image tower serves them all; a lock keeps threads from adapting it under each other's hands.
+    One image tower serves them all; a lock keeps threads from adapting it under each other's hands. Pictures
+    go in and answers come out on the CPU, wherever it computes; embeddings and weights stay where it does.
     """
 
     def __init__(
@@ -86,6 +87,13 @@ class HyperCLIPModel:
     def device(self) -> torch.device:
         """Where the model lies."""
         return self.model.clip.logit_scale.device
+
+    def to(self, device: torch.device | str) -> "HyperCLIPModel":
+        """Compute on a device from now on; classifiers made before are made again."""
+        self.model.to(device)
+        if self.store is not None:
+            self.store.to(device)
+        return self
 
     @property
     def blends(self) -> bool:
@@ -186,7 +194,7 @@ class Classifier:
 
     @torch.inference_mode()
     def scores(self, pixels: Tensor) -> Float[Tensor, "N C"]:
-        """Return logits t <x, y_c> + b of uint8 images ``[N, 3, S, S]``; higher is better.
+        """Return logits t <x, y_c> + b of uint8 images ``[N, 3, S, S]``, on the CPU; higher is better.
 
         Raises:
             DataError: images of another shape.
@@ -199,7 +207,7 @@ class Classifier:
             )
         images = self.source.embed(pixels, self.weights)
         scale, bias = self.source.model.scale_and_bias()
-        return scale * images @ self.directions.T + bias
+        return (scale * images @ self.directions.T + bias).cpu()
 
     def classify(self, pixels: Tensor) -> pl.DataFrame:
         """Return the best class of every image and its share of the softmax over the classes, 0 to 1."""
@@ -216,8 +224,8 @@ class Classifier:
         return class_ranks(images, self.directions, label.to(self.source.device))[0].cpu()
 
     def vector(self) -> Float[Tensor, " P"]:
-        """Return the generated numbers end to end, in the order of the spec: what a task pack carries."""
+        """Return the generated numbers end to end, in the order of the spec, on the CPU: a task pack's."""
         if self.weights is None:
             name = self.source.model.settings.name
             raise RunError(f"model {name} generates no weights; there is no task vector")
-        return torch.cat([tensor[0].flatten() for tensor in self.weights.tensors.values()])
+        return torch.cat([tensor[0].flatten() for tensor in self.weights.tensors.values()]).cpu()

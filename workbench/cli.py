@@ -215,11 +215,12 @@ def serve(
     password_file: Annotated[
         Path | None, typer.Option(help="Its first line is the password of the user workbench.")
     ] = None,
+    device: Device = "cpu",
 ) -> None:
     """Serve the dashboards over the finished runs of an output folder; the first page lists them."""
     from workbench.views.serving import serve_apps
 
-    serve_apps(out, port, address, origin, password_file)
+    serve_apps(out, port, address, origin, password_file, device)
 
 
 @app.command()

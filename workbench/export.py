@@ -214,7 +214,7 @@ def _write_all(classifier: Classifier, folder: Path) -> dict[str, Any]:
 
     source, size = classifier.source, classifier.source.size
     images = torch.randint(0, 256, (5, 3, size, size), generator=torch.Generator().manual_seed(0))
-    expected = classifier.scores(images[2:].byte()).cpu().clone()
+    expected = classifier.scores(images[2:].byte()).clone()
     images = images.float()  # two to trace with, three to check with
     directions = classifier.directions.cpu().clone()  # no longer of inference mode, which forbids gradients
     with source.lock:
@@ -314,7 +314,7 @@ def _write_pack(
     folder: Path, model: HyperCLIP, classifier: Classifier, images: Tensor, expected: Tensor
 ) -> dict[str, Any]:
     """Write the graph that takes a task as an input, and this task's vector."""
-    vector, directions = classifier.vector().cpu().clone(), classifier.directions.cpu().clone()
+    vector, directions = classifier.vector().clone(), classifier.directions.cpu().clone()
     inputs = (images, vector, directions)
     graph = _Pack(model)
     graph.clear()

@@ -24,7 +24,7 @@ _STILL = 1e-3  # scales closer to zero than this have no meaningful ratio
 
 @torch.inference_mode()
 def generate_for(model: HyperCLIPModel, sets: Sequence[ClassSet]) -> GeneratedWeights:
-    """Generate the weights of some class sets, one row each, in their order.
+    """Generate the weights of some class sets, one row each, in their order, on the CPU.
 
     Args:
         model: one that generates weights.
@@ -44,7 +44,7 @@ def generate_for(model: HyperCLIPModel, sets: Sequence[ClassSet]) -> GeneratedWe
             name = model.model.settings.name
             raise RunError(f"model {name} generates no weights; choose one of kind hyper")
     tensors = {name: torch.cat([own.tensors[name] for own in found]) for name in found[0].tensors}
-    return GeneratedWeights(found[0].spec, tensors)
+    return GeneratedWeights(found[0].spec, tensors).to("cpu")
 
 
 def layer_changes(weights: GeneratedWeights, names: Sequence[str]) -> pl.DataFrame:

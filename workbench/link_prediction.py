@@ -41,6 +41,13 @@ class LinkPredictor:
             self.entities = head.adapt_all(self.store.embed(graph.entities))
         self.known = graph.known()
 
+    def to(self, device: torch.device | str) -> "LinkPredictor":
+        """Compute on a device from now on; tables and weights come back on the CPU."""
+        self.head.to(device)
+        self.store.to(device)
+        self.entities = self.entities.to(device)
+        return self
+
     @classmethod
     def load(cls, folder: Path, graph: Graph, encoder: TextEncoder | None = None) -> "LinkPredictor":
         """Load a head that a run kept.
@@ -66,7 +73,7 @@ class LinkPredictor:
         """Return what the generator reads of relations; a text the graph does not know is embedded too."""
         clean = [normalise_text(text, "the relation") for text in relations]
         if self.head.settings.condition == "text":
-            return standardise(self.store.embed(clean))
+            return standardise(self.store.embed(clean).to(self.entities.device))
         unknown = [text for text in clean if text not in self.graph.relations]
         if unknown:
             raise DataError(
@@ -74,7 +81,8 @@ class LinkPredictor:
                 f"{', '.join(self.graph.relations[:20])}"
             )
         places = torch.tensor([self.graph.relations.index(text) for text in clean])
-        return standardise(functional.one_hot(places, len(self.graph.relations)).float())
+        known = functional.one_hot(places, len(self.graph.relations)).float()
+        return standardise(known.to(self.entities.device))
 
     @torch.inference_mode()
     def weights(self, relations: list[str]) -> GeneratedWeights:
@@ -85,7 +93,7 @@ class LinkPredictor:
         """
         if self.head.generator is None:
             raise DataError(f"model {self.head.settings.name} generates no weights")
-        return self.head.generator(self._features(relations))
+        return self.head.generator(self._features(relations)).to("cpu")
 
     @torch.inference_mode()
     def predict(self, head: str, relation: str, k: int = 10) -> pl.DataFrame:
@@ -108,10 +116,11 @@ class LinkPredictor:
         every = self.graph.entities
         named = (row for row, one in enumerate(every) if one.split(": ")[0] == text)
         place = every.index(text) if text in every else next(named, None)  # a full text before a name
-        embedded = self.head.adapt(self.store.embed([text])) if place is None else self.entities[place, None]
-        queries, own = self.head(
-            embedded, self._features([relation]), Rows.of(torch.zeros(1, dtype=torch.long))
-        )
+        there = {"device": self.entities.device}
+        own_words = self.store.embed([text]).to(**there) if place is None else None
+        embedded = self.entities[place, None] if own_words is None else self.head.adapt(own_words)
+        one = Rows.of(torch.zeros(1, dtype=torch.long, **there))
+        queries, own = self.head(embedded, self._features([relation]), one)
         scores = (queries @ self.entities.T)[0]
         true: list[int] = []
         if place is not None:

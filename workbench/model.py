@@ -64,7 +64,7 @@ class HyperCL:
     """Embeds sentences under a condition typed by a person.
 
     Texts and conditions are encoded once and kept in the embedding store; one condition's weights are
-    generated once per call.
+    generated once per call. Wherever it computes (:meth:`to`), texts go in and what comes out is on the CPU.
     """
 
     def __init__(
@@ -82,6 +82,18 @@ class HyperCL:
         self.store = EmbeddingStore(
             encoder, cache or cache_folder(), tokens=head.settings.pooling != "sentence"
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head computes."""
+        return next((one.device for one in self.head.parameters()), torch.device("cpu"))
+
+    def to(self, device: torch.device | str) -> "HyperCL":
+        """Compute on a device from now on, head and encoder; texts prepared before are prepared again."""
+        self.head.to(device)
+        self.store.to(device)
+        self.encoder.model.to(device)
+        return self
 
     @classmethod
     def load(cls, folder: Path, encoder: TextEncoder | None = None) -> "HyperCL":
@@ -212,7 +224,7 @@ class HyperCL:
         if self.head.generator is None:
             settings = self.head.settings
             raise DataError(f"model {settings.name} generates no weights; it is a {settings.kind} head")
-        return self.head.generator(self.condition_features(conditions))
+        return self.head.generator(self.condition_features(conditions).to(self.device)).to("cpu")
 
     # --- texts under conditions -----------------------------------------------------------------------------
 
@@ -241,7 +253,7 @@ class HyperCL:
         # Texts of like length stand together: little of a block is padding.
         lengths = torch.tensor([len(text) for text in clean])
         order = lengths.argsort(stable=True) if self.store.tokens else torch.arange(len(clean))
-        return Prepared(self.store.embed(clean), list(self._blocks(clean, order)))
+        return Prepared(self.store.embed(clean).to(self.device), list(self._blocks(clean, order)))
 
     def prepared_vectors(self, vectors: Float[Tensor, "N E"]) -> Prepared:
         """Take sentence vectors that the model's own encoder made before.
@@ -260,20 +272,21 @@ class HyperCL:
             )
         if vectors.shape[1] != width:
             raise DataError(f"vectors have {vectors.shape[1]} numbers, model {settings.name} reads {width}")
-        blocks = [Block(place, Rows.of(torch.arange(len(place))), None, None)
-                  for place in torch.arange(len(vectors)).split(_AT_ONCE)]  # fmt: skip
-        return Prepared(vectors, blocks)
+        return Prepared(vectors.to(self.device), [
+            Block(place, Rows.of(torch.arange(len(place), device=self.device)), None, None)
+            for place in torch.arange(len(vectors), device=self.device).split(_AT_ONCE)
+        ])  # fmt: skip
 
     def _blocks(self, texts: list[str], order: Int[Tensor, " N"]) -> Iterator[Block]:
         """Read the token states of texts, some at once."""
         for place in order.split(_AT_ONCE):
-            rows = Rows.of(torch.arange(len(place)))
             tokens = mask = None
             if self.store.tokens:
                 some = [texts[row] for row in place.tolist()]
-                tokens, mask = self.store.token_states(some).padded(rows.unique)
-                tokens = token_scale(tokens)
-            yield Block(place, rows, tokens, mask)
+                tokens, mask = self.store.token_states(some).padded(torch.arange(len(some)))
+                tokens, mask = token_scale(tokens.to(self.device)), mask.to(self.device)
+            rows = Rows.of(torch.arange(len(place), device=self.device))
+            yield Block(place.to(self.device), rows, tokens, mask)
 
     @torch.inference_mode()
     def encode(
@@ -323,12 +336,13 @@ class HyperCL:
             )
         if not isinstance(texts, Prepared):
             clean = [normalise_text(text, f"text {row}") for row, text in enumerate(texts)]
-            texts = Prepared(self.store.embed(clean), self._blocks(clean, torch.arange(len(clean))))
+            plain = self.store.embed(clean).to(self.device)
+            texts = Prepared(plain, self._blocks(clean, torch.arange(len(clean))))
         unit = functional.normalize(texts.plain, dim=-1)
         if strength == 0:
-            return unit
-        features, mapped = self.condition_features(conditions), torch.empty_like(unit)
-        chosen, weights = torch.tensor(which), None
+            return unit.cpu()
+        features, mapped = self.condition_features(conditions).to(self.device), torch.empty_like(unit)
+        chosen, weights = torch.tensor(which, device=self.device), None
         if len(conditions) == 1 and self.head.generator is not None:
             weights = self.head.generator(features)  # once, for all blocks
         for block in texts.blocks:
@@ -336,7 +350,7 @@ class HyperCL:
             sentences = self.scaled(texts.plain[block.place])[block.rows.unique]
             batch = Batch(sentences, block.tokens, block.mask, block.rows, features[asked.unique], asked)
             mapped[block.place] = functional.normalize(self.head(batch, weights), dim=-1)
-        return functional.normalize((1 - strength) * unit + strength * mapped, dim=-1)
+        return functional.normalize((1 - strength) * unit + strength * mapped, dim=-1).cpu()
 
     def similarity(
         self, first: list[str], second: list[str], condition: Condition, strength: float = 1.0

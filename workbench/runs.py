@@ -176,7 +176,7 @@ def run_recipe(
     from workbench.sharing import helps, shared
 
     recipe = load_recipe(name, changes)
-    _check_device(device)
+    check_device(device)
     data = paper_of(recipe.paper).load_data(recipe)
     check_writable(runs_folder(Path(out)))
     encoder = TextEncoder(recipe.encoder, device)
@@ -208,8 +208,12 @@ def run_recipe(
     return Run.open(final)
 
 
-def _check_device(device: str) -> None:
-    """Refuse a device that is not there, rather than falling back in silence."""
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, rather than falling back in silence.
+
+    Raises:
+        RunError: names it.
+    """
     import torch
 
     try:

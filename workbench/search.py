@@ -49,13 +49,13 @@ class Hits:
 class ConditionedIndex:
     """Documents embedded once, searched under any condition."""
 
-    def __init__(self, model: HyperCL, texts: list[str], device: str = "cpu") -> None:
+    def __init__(self, model: HyperCL, texts: list[str], device: str | None = None) -> None:
         """Embed the documents plainly.
 
         Args:
             model: a head on pooled vectors.
             texts: the documents, at least one.
-            device: where scores are computed.
+            device: where the model computes from now on, scores too; where it does if not given.
 
         Raises:
             DataError: no documents, or a head that pools tokens anew under each condition.
@@ -68,10 +68,11 @@ class ConditionedIndex:
             )
         if not texts:
             raise DataError("the index is empty: give at least one document to search in")
-        self.model, self.device = model, device
+        self.model = model if device is None else model.to(device)
+        self.device = self.model.device
         self.texts = [normalise_text(text, f"document {row}") for row, text in enumerate(texts)]
-        self.plain = model.store.embed(self.texts).to(device)
-        self.head = model.head.to(device)
+        self.plain = model.store.embed(self.texts).to(self.device)
+        self.head = model.head
         self._generated = lru_cache(maxsize=_CONDITIONS_KEPT)(self._generate)
         self._norms = lru_cache(maxsize=_CONDITIONS_KEPT)(self._norms_under)
         self._approximate: object | None = None

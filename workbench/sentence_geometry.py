@@ -179,7 +179,7 @@ def rank_table(model: HyperCL) -> pl.DataFrame:
     trained, dead = model.weights(asked), copy.deepcopy(model.head.generator)
     with torch.inference_mode():
         dead.head.weight.zero_()
-        still = dead(model.condition_features(asked))
+        still = dead(model.condition_features(asked).to(model.device)).to("cpu")
     return pl.DataFrame(
         [
             {"generator": name, "slot": slot.name, "conditions": len(asked),

@@ -4,6 +4,7 @@ A session belongs to one server process and holds only what nobody changes: fini
 What a person types lives in the view that asked.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Any
 from workbench.datasets.bundled import sentences
 from workbench.errors import RunError
 from workbench.moved import ConditionedTexts, Moved
-from workbench.runs import MARKER, Run, finished_runs, runs_folder
+from workbench.runs import MARKER, Run, check_device, finished_runs, runs_folder
 from workbench.store import EmbeddingStore
 
 __all__ = ["ConditionedTexts", "Moved", "Session", "shared_session"]
@@ -24,13 +25,19 @@ FIRST = ("hyper_cl_bundled", "hyper_clip_scenes", "hyper_align_scenes")  # shown
 class Session:
     """Finished runs of an output folder, and the models they kept, each loaded once."""
 
-    def __init__(self, out: Path | str = "reports") -> None:
+    def __init__(self, out: Path | str = "reports", device: str = "cpu") -> None:
         """Look for runs.
 
         Args:
             out: output folder of the runs.
+            device: where models compute, as torch names devices; results are on the CPU.
+
+        Raises:
+            RunError: there is no such device here.
         """
-        self.out = Path(out)
+        if device != "cpu":
+            check_device(device)
+        self.out, self.device = Path(out), device
         self._lock = threading.RLock()  # of what is known, never held while something is loaded
         self._loading: dict[tuple[object, ...], threading.RLock] = {}
         self._models: dict[tuple[Path, str], Any] = {}
@@ -83,6 +90,8 @@ class Session:
 
         def opened() -> Any:
             found = load(run, name)
+            if self.device != "cpu" and hasattr(found, "to"):
+                found.to(self.device)
             store = getattr(found, "store", None)
             if store is not None and store.folder is not None:
                 # What people type is theirs: it leaves no trace on disk, and no page waits for one.
@@ -130,10 +139,15 @@ class Session:
         return next((name for name in FIRST_MODELS if name in names), next(iter(names), ""))
 
 
-@cache
-def shared_session(out: Path | str) -> Session:
-    """Return the one session of a server process over an output folder: every model is loaded once."""
-    return Session(out)
+def shared_session() -> Session:
+    """Return the one session of a server process: every model is loaded once.
+
+    WORKBENCH_OUT names its output folder, "reports" if not set, and WORKBENCH_DEVICE where it computes.
+    """
+    return _session(os.environ.get("WORKBENCH_OUT") or "reports", os.environ.get("WORKBENCH_DEVICE") or "cpu")
+
+
+_session = cache(Session)
 
 
 def reads_text(run: Run, model: str) -> bool:

@@ -51,6 +51,11 @@ class EmbeddingStore:
         other.folder, other._place, other._shards = None, dict(self._place), list(self._shards)
         return other
 
+    def to(self, device: torch.device | str) -> "EmbeddingStore":
+        """Encode on a device from now on; what is kept stays on the CPU."""
+        self.encoder.model.to(device)
+        return self
+
     def _open(self, path: Path) -> None:
         """Read one shard, or drop it if its content is not what its name says."""
         raw = path.read_bytes()

@@ -46,16 +46,16 @@ PAGE_SECONDS = 1.0  # a page is opened this often, so that what is kept shows an
 
 
 def rows(device: str) -> list[dict[str, Any]]:
-    """Measure latency and memory; the device is not used, dashboards run where the server runs."""
+    """Measure latency and memory, with models that compute on a device."""
     one_blas_thread()  # as every page does
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         run_recipe(RECIPE, out=out)
-        session, typed = Session(out), (f"The colour of thing number {number}." for number in count())
+        session, typed = Session(out, device), (f"The colour of thing number {number}." for number in count())
         found = [
             *(_alone(session, size, bar, typed) for size, bar in SIZES.items()),
             *(_together(session, size, pause, typed) for size, pause in TOGETHER),
-            _soak(out),
+            _soak(out, device),
         ]
         gc.collect()
         return found
@@ -161,11 +161,11 @@ def serving(**options: int) -> Iterator[str]:
         server.stop()
 
 
-def _soak(out: Path) -> dict[str, Any]:
+def _soak(out: Path, device: str) -> dict[str, Any]:
     """Open and leave pages of a real server; return the slope of its memory."""
     import psutil
 
-    os.environ["WORKBENCH_OUT"] = str(out)
+    os.environ.update(WORKBENCH_OUT=str(out), WORKBENCH_DEVICE=device)
     process, memory = psutil.Process(), []
     brief = {"unused_session_lifetime_milliseconds": 500, "check_unused_sessions_milliseconds": 250}
     with serving(**brief) as address:

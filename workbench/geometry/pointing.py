@@ -70,7 +70,7 @@ def class_maps(classifier: Classifier, pixels: UInt8[Tensor, "N 3 S S"]) -> Floa
         places = embedded_places(source.model.clip.visual, images)
         source.model.use(None)
     maps = [similarity_map(places, one.expand(len(pixels), -1)) for one in classifier.directions]
-    return torch.stack(maps, 1)
+    return torch.stack(maps, 1).cpu()
 
 
 def pointing(classifier: Classifier, fours: Fours) -> float:

@@ -59,12 +59,12 @@ class Words:
 
     def without(self, words: list[int]) -> "Words":
         """Return the text with some words, by their places, cut out."""
-        kept = ~torch.isin(self.owner, torch.tensor(words, dtype=torch.long))
+        kept = ~torch.isin(self.owner, torch.tensor(words, dtype=torch.long, device=self.owner.device))
         return replace(self, owner=self.owner[kept], parts=self.parts[kept], reference=self.reference[kept])
 
 
 class WordAttribution:
-    """Attributes scores of a model to words; holds a copy of its encoder's network."""
+    """Attributes scores of a model to words, where it computes; holds a copy of its encoder's network."""
 
     def __init__(self, model: HyperCL) -> None:
         """Take a trained model; its head may be any that reads texts as conditions.
@@ -95,15 +95,16 @@ class WordAttribution:
         spans = [
             read.word_to_chars(place) for place in sorted({place for place in places if place is not None})
         ]
-        owner = torch.tensor([len(spans) if place is None else place for place in places])
         table = self.transformer.get_input_embeddings().weight.detach()
-        parts = table[torch.tensor(read["input_ids"])]
+        owned = [len(spans) if place is None else place for place in places]
+        owner = torch.tensor(owned, device=table.device)
+        parts = table[torch.tensor(read["input_ids"], device=table.device)]
         reference = torch.where(owner[:, None] < len(spans), table[tokenizer.pad_token_id], parts)
         return Words([text[span.start : span.end] for span in spans], owner, parts, reference)
 
     def _read(self, parts: Float[Tensor, "S L D"]) -> tuple[Float[Tensor, "S D"], Float[Tensor, "S L D"]]:
         """Run the encoder from its input vectors on: sentence vectors as it gives them, and token states."""
-        mask = torch.ones(parts.shape[:2], dtype=torch.long)
+        mask = torch.ones(parts.shape[:2], dtype=torch.long, device=parts.device)
         states = self.transformer(inputs_embeds=parts, attention_mask=mask).last_hidden_state
         features = {"token_embeddings": states, "attention_mask": mask}
         for module in self.after:
@@ -118,13 +119,13 @@ class WordAttribution:
         self, sentences: Float[Tensor, "S L D"], conditions: Float[Tensor, "U C"]
     ) -> Float[Tensor, "N D"]:
         """Embed sentences, each under its own condition, or one of either with all others; unit norm."""
-        rows = torch.arange(max(len(sentences), len(conditions)))
+        rows = torch.arange(max(len(sentences), len(conditions)), device=sentences.device)
         by_sentence, by_condition = Rows.of(rows % len(sentences)), Rows.of(rows % len(conditions))
         pooled, states = self._read(sentences)
         tokens = mask = None
         if self.model.store.tokens:
             tokens = token_scale(states)[by_sentence.unique]
-            mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         batch = Batch(
             self.model.scaled(pooled)[by_sentence.unique], tokens, mask, by_sentence,
             conditions[by_condition.unique], by_condition,
@@ -165,7 +166,7 @@ class WordAttribution:
             return (one * other).sum(1)
 
         found = integrated_gradients(score, asked.parts, asked.reference, steps, told)
-        return asked, replace(found, values=asked.by_word(found.values))
+        return asked, replace(found, values=asked.by_word(found.values).cpu())
 
     def of_sentence(
         self, first: str, second: str, condition: str, steps: int = STEPS,
@@ -179,7 +180,7 @@ class WordAttribution:
         found = integrated_gradients(
             lambda parts: self._vectors(parts, conditions) @ other, moved.parts, moved.reference, steps, told
         )
-        return moved, replace(found, values=moved.by_word(found.values))
+        return moved, replace(found, values=moved.by_word(found.values).cpu())
 
     def of_pair(
         self, first: str, second: str, condition: str, steps: int = 50
@@ -194,4 +195,4 @@ class WordAttribution:
             (other.parts, other.reference),
             steps,
         )
-        return one, other, replace(found, values=other.by_word(one.by_word(found.values).T).T)
+        return one, other, replace(found, values=other.by_word(one.by_word(found.values).T).T.cpu())

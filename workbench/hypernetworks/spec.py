@@ -226,6 +226,10 @@ class GeneratedWeights:
         """Number of conditions U."""
         return len(next(iter(self.tensors.values())))
 
+    def to(self, device: torch.device | str) -> "GeneratedWeights":
+        """Return the same weights on a device."""
+        return GeneratedWeights(self.spec, {name: one.to(device) for name, one in self.tensors.items()})
+
     def slot(self, name: str) -> Slot:
         """Return the slot of that name.
 

@@ -1,6 +1,5 @@
 """The first page: every dashboard, whether there is something to show in it, and a start if there is not."""
 
-import os
 from pathlib import Path
 
 import panel as pn
@@ -37,7 +36,7 @@ class IndexView(pn.viewable.Viewer):
             session: finished runs.
         """
         super().__init__()
-        self._session, self._background = session, background(session.out)
+        self._session, self._background = session, background(session.out, session.device)
         self._cards = pn.FlexBox(sizing_mode="stretch_width", gap="14px")
         self._start = pn.Column(sizing_mode="stretch_width")
         self._said = Text("", sizing_mode="stretch_width", styles={"font-family": "monospace"})
@@ -122,10 +121,10 @@ class IndexView(pn.viewable.Viewer):
 def open_index() -> None:
     """Make the first page over the runs of the served folder; it follows training while it is open."""
     start_page()
-    session = shared_session(os.environ.get("WORKBENCH_OUT", "reports"))
+    session = shared_session()
     view = IndexView(session)
     lead = "Conditions become weights, and weights change what counts as alike. " + (
-        f"Runs are read from {Path(session.out).name}."
+        f"Runs are read from {Path(session.out).name}; models compute on {session.device}."
     )
     pn.state.add_periodic_callback(view.refresh, 1000)
     framed(pn.panel(view), "Workbench", "index", lead).servable(title="Workbench")

@@ -1,6 +1,5 @@
 """What every dashboard has: header, error banner, link to its state, saved page, code and footer."""
 
-import os
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -182,7 +181,7 @@ def open_view(
     """
     start_page()
     state, problem = state_of_link(kind)
-    session = shared_session(os.environ.get("WORKBENCH_OUT", "reports"))
+    session = shared_session()
     here = kind.model_fields["app"].default
     body = pn.Column(sizing_mode="stretch_width")
 

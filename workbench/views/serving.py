@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import RunError
+from workbench.runs import check_device
 
 APPS = Path(__file__).parents[1] / "apps"
 LOGIN = Path(__file__).parents[1] / "templates" / "login.html"
@@ -32,17 +33,24 @@ def app_about(name: str) -> tuple[str, str]:
 
 
 def serve_apps(
-    out: Path, port: int, address: str, origins: list[str] | None = None, password_file: Path | None = None
+    out: Path,
+    port: int,
+    address: str,
+    origins: list[str] | None = None,
+    password_file: Path | None = None,
+    device: str = "cpu",
 ) -> None:
     """Serve until stopped.
 
     Raises:
-        RunError: an address that others can reach, without a login and the exact names it is reached by.
+        RunError: an address that others can reach, without a login and the exact names it is reached by; a
+            device that is not here.
     """
+    check_device(device)
     options = login_options(address, port, origins or [], password_file)
     import panel as pn
 
-    os.environ["WORKBENCH_OUT"] = str(out)
+    os.environ.update(WORKBENCH_OUT=str(out), WORKBENCH_DEVICE=device)
     try:
         pn.serve(
             pages(), port=port, address=address, show=False, title="Workbench", start=True,
