@@ -288,10 +288,10 @@ def test_the_collector_passes_over_what_is_loaded_and_still_finds_what_comes_lat
         pass
 
     spare_the_collector.cache_clear()
-    frozen = gc.get_freeze_count()
+    gc.unfreeze()  # another test may have served a page
     try:
         spare_the_collector()
-        assert (held := gc.get_freeze_count()) > frozen + 10_000
+        assert (held := gc.get_freeze_count()) > 10_000
         spare_the_collector()  # once per process
         assert gc.get_freeze_count() <= held
         one = Part()

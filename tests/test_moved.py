@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from torch.nn.functional import normalize
 
+from workbench.figures import PALETTE
 from workbench.figures_texts import moved_figure
 from workbench.model import HyperCL
 from workbench.moved import ConditionedTexts, Moved, two_axes
@@ -92,3 +93,21 @@ def test_two_axes_are_the_last_two_of_a_whole_decomposition(rank):
     assert axes.T @ axes == pytest.approx(np.eye(2), abs=1e-5)
     assert covariance @ axes == pytest.approx(axes * variances, abs=1e-4)
     assert (variances.dtype, axes.dtype) == (np.float32, np.float32)
+
+
+def test_values_that_are_colours_are_drawn_in_their_own():
+    values = ["white", "Blue", None, "black", "yellow"]
+    frame = texts_of(30).move("the kind").frame.with_columns(kind=pl.Series(values * 6))
+    looks = {one.name: one.marker for one in moved_figure(frame, "kind", ("", ""), None).data[1:]}
+    assert looks["white"].color == "#FFFFFF"
+    assert looks["white"].line.width == 1  # else it would vanish on a light page
+    assert (looks["Blue"].color, looks["Blue"].line.width) == (PALETTE[0], None)
+    assert looks["not said"].color == "#cccccc"
+
+
+def test_beyond_eight_values_shapes_change_and_one_word_that_is_no_colour_takes_the_palette():
+    values = ["red", *(f"value {number}" for number in range(9))]
+    frame = texts_of(30).move("the kind").frame.with_columns(kind=pl.Series(values * 3))
+    looks = [one.marker for one in moved_figure(frame, "kind", ("", ""), None).data[1:]]
+    assert [look.color for look in looks] == [*PALETTE, *PALETTE[:2]]
+    assert [look.symbol for look in looks] == ["circle"] * 8 + ["diamond"] * 2

@@ -8,9 +8,8 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.subplots import make_subplots
 
-from workbench.figures import LAYOUT, plain
+from workbench.figures import LAYOUT, PALETTE, plain
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _DASHES = ("solid", "dash", "dot")
 _TRUE = "_true"  # ends the name of the curve that holds what a picture should be
 
@@ -29,12 +28,12 @@ def curves_figure(scores: pl.DataFrame, curve: str, title: str, axes: tuple[str,
         rows = part.filter(model=model).group_by("x").agg(
             pl.col("y").mean().alias("mean"), pl.col("y").min().alias("low"), pl.col("y").max().alias("high")
         ).sort("x")  # fmt: skip
-        colour = _COLOURS[place % len(_COLOURS)]
+        colour = PALETTE[place % len(PALETTE)]
         figure.add_scatter(
             x=[*rows["x"], *rows["x"].reverse()], y=[*rows["high"], *rows["low"].reverse()], fill="toself",
             fillcolor=colour, opacity=0.15, line={"width": 0}, hoverinfo="skip", showlegend=False,
         )  # fmt: skip
-        dash = _DASHES[place // len(_COLOURS) % len(_DASHES)]
+        dash = _DASHES[place // len(PALETTE) % len(_DASHES)]
         figure.add_scatter(
             x=rows["x"], y=rows["mean"], name=plain(model), mode="lines+markers",
             line={"color": colour, "dash": dash},

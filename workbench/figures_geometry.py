@@ -8,13 +8,12 @@ from jaxtyping import Float, UInt8
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from workbench.figures import AMOUNTS, CHANGES, LAYOUT, SIGNED, plain
+from workbench.figures import AMOUNTS, CHANGES, LAYOUT, PALETTE, SIGNED, plain
 from workbench.geometry.attribution import Attribution, PairAttribution
 from workbench.geometry.text_attribution import Words
 from workbench.geometry.uniformity import uniform_sphere
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#E69F00", "#999999"
-_COLOURS = (_BLUE, "#D55E00", "#009E73", "#CC79A7", _ORANGE, "#56B4E9")
 
 
 def spread_figure(table: pl.DataFrame, width: int) -> go.Figure:
@@ -74,7 +73,7 @@ def slices_figure(table: pl.DataFrame, bar: float = 0.97) -> go.Figure:
         rows = table.filter(embeddings=name, depth=depth)
         figure.add_scatter(
             x=rows["width"], y=rows["share"], name=f"{plain(name)}, after layer {depth}",
-            mode="lines+markers", line={"color": _COLOURS[place % len(_COLOURS)]},
+            mode="lines+markers", line={"color": PALETTE[place % len(PALETTE)]},
             customdata=rows["spearman"],
             hovertemplate="%{x} entries: %{y:.1%} of the whole, Spearman %{customdata:.3f}<extra></extra>",
         )  # fmt: skip

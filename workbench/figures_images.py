@@ -18,11 +18,10 @@ from PIL import Image
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from workbench.figures import LAYOUT, plain
+from workbench.figures import LAYOUT, PALETTE, plain
 
 RIGHT, WRONG = "#0072B2", "#D55E00"  # frames; a mark in the caption says the same without colour
 _SIDE, _CELL, _LINE, _HEADING, _FRAME = 112, 146, 15, 28, 4  # pixels on the page
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 
 
 def picture_grid(
@@ -121,7 +120,7 @@ def layer_changes_figure(changes: pl.DataFrame) -> go.Figure:
             figure.add_scatter(
                 x=[layers[layer] for layer in own["layer"]], y=own["mean_absolute"], name=plain(name),
                 legendgroup=name, showlegend=row == 1, mode="lines+markers",
-                marker={"color": _COLOURS[place % len(_COLOURS)], "size": 7},
+                marker={"color": PALETTE[place % len(PALETTE)], "size": 7},
                 hovertemplate="%{x}: %{y:.4f}", row=row, col=1,
             )  # fmt: skip
     for row, part in enumerate(parts, start=1):
@@ -181,7 +180,7 @@ def statistics_figure(ratios: dict[str, pl.DataFrame]) -> go.Figure:
         layers = _short(rows)
         figure.add_box(
             x=[layers[layer] for layer in rows["layer"]], y=rows["ratio"], name=plain(name),
-            marker={"color": _COLOURS[place % len(_COLOURS)], "size": 3}, line={"width": 1.5},
+            marker={"color": PALETTE[place % len(PALETTE)], "size": 3}, line={"width": 1.5},
         )  # fmt: skip
     figure.add_hline(y=1, line_dash="dot", line_color="#555555")
     figure.update_layout(

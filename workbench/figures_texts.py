@@ -7,10 +7,17 @@ import plotly.graph_objects as go
 import plotly.io as pio
 import polars as pl
 
-from workbench.figures import LAYOUT, error_bars, plain
+from workbench.figures import LAYOUT, PALETTE, error_bars, plain
 
-# Okabe and Ito's palette and, beyond eight values, other shapes in the same colours.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+# For values that are colours: "white" drawn black would be read wrongly. The palette's where it has them;
+# what would vanish on a light or a dark page has a rim.
+_OWN_COLOURS = {
+    "blue": "#0072B2", "red": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "purple": "#AA4499",
+    "orange": "#E69F00", "yellow": "#F0E442", "brown": "#6B4226", "grey": "#999999", "gray": "#999999",
+    "black": "#111111", "white": "#FFFFFF",
+}  # fmt: skip
+_RIM = {"line": {"color": "#777777", "width": 1}}
+_RIMMED = ("black", "white", "yellow")
 _SHAPES = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
 _BLANK = "not said"
 _TEMPLATE = pio.templates[LAYOUT["template"]].to_plotly_json()
@@ -42,13 +49,12 @@ def moved_figure(
     texts = np.array(plain("\0".join(frame["text"])).split("\0"), object)
     known = frame[attribute].cast(pl.String).fill_null(_BLANK) if attribute else ["sentences"] * frame.height
     values = np.array(known, object)
-    for place, value in enumerate(sorted(set(values), key=lambda one: (one == _BLANK, one))):
+    found = sorted(set(values), key=lambda one: (one == _BLANK, one))
+    for value, look in zip(found, _looks(found), strict=True):
         rows = np.flatnonzero(values == value).astype(np.uint32)
-        colour = "#cccccc" if value == _BLANK else _COLOURS[place % len(_COLOURS)]
-        shape = _SHAPES[place // len(_COLOURS) % len(_SHAPES)]
         traces.append({
             "type": kind, "mode": "markers", "name": plain(value), "x": x[rows], "y": y[rows],
-            "marker": {"color": colour, "symbol": shape, "size": 5 if many else 9, "opacity": 0.9},
+            "marker": {**look, "size": 5 if many else 9, "opacity": 0.9},
             "customdata": rows, "text": texts[rows],
             "hovertemplate": "%{text}<extra>" + plain(value) + "</extra>",
         })  # fmt: skip
@@ -73,6 +79,24 @@ def moved_figure(
         layout[axis] = {"title": title, "zeroline": False, "automargin": False, "ticklabeloverflow": "allow"}
     # At once and unchecked: plotly copies all it checks, texts one by one, at every change of a condition.
     return go.Figure(traces, layout, _validate=False)
+
+
+def _looks(values: list[str]) -> list[dict[str, Any]]:
+    """Return colour and shape of each value's markers; beyond eight values, shapes change too."""
+    names = [value.casefold() for value in values]
+    own = all(name in _OWN_COLOURS or name == _BLANK for name in names)
+    looks: list[dict[str, Any]] = []
+    for place, name in enumerate(names):
+        if name == _BLANK:
+            looks.append({"color": "#cccccc", "symbol": "circle"})
+        elif own:
+            looks.append(
+                {"color": _OWN_COLOURS[name], "symbol": "circle", **(_RIM if name in _RIMMED else {})}
+            )
+        else:
+            shape = _SHAPES[place // len(PALETTE) % len(_SHAPES)]
+            looks.append({"color": PALETTE[place % len(PALETTE)], "symbol": shape})
+    return looks
 
 
 def purity_figure(

@@ -7,11 +7,10 @@ import plotly.graph_objects as go
 import polars as pl
 from torch import Tensor
 
-from workbench.figures import AMOUNTS, LAYOUT, SIGNED, plain
+from workbench.figures import AMOUNTS, LAYOUT, PALETTE, SIGNED, plain
 from workbench.geometry.matrices import block_means, tree_of
 from workbench.geometry.rank import spectrum_rank
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73")
 _LABEL = 24  # letters of a name on an axis; the hover says it in full
 _CUT = 99.0  # percentile at which the colours end: a few large values would hide all others
 
@@ -64,7 +63,7 @@ def spectrum_figure(spectra: dict[str, np.ndarray]) -> go.Figure:
         some = values > 1e-9 * values.max()
         figure.add_scatter(
             x=np.arange(1, len(values) + 1)[some], y=values[some], name=label, mode="lines+markers",
-            line={"color": _COLOURS[place % 3], "dash": ("solid", "dash", "dot")[place % 3]},
+            line={"color": PALETTE[place % 3], "dash": ("solid", "dash", "dot")[place % 3]},
             marker={"size": 4}, hovertemplate="number %{x}: %{y:.4g}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(**LAYOUT, title="Singular values, as the matrix acts", height=400, showlegend=True)
@@ -117,7 +116,7 @@ def tree_figure(names: Sequence[str], distances: np.ndarray, typed: int, title: 
     figure.add_scatter(
         x=[value for row in tree.heights for value in (*row, None)],
         y=[value for row in tree.across for value in (*row, None)],
-        mode="lines", line={"color": _COLOURS[0], "width": 2}, showlegend=False,
+        mode="lines", line={"color": PALETTE[0], "width": 2}, showlegend=False,
         hovertemplate="joined at %{x:.4g}<extra></extra>",
     )  # fmt: skip
     ticks = [f"<b>{labels[place]}</b>" if place < typed else labels[place] for place in tree.order]
@@ -141,7 +140,7 @@ def directions_figure(kept: pl.DataFrame, name: str) -> go.Figure:
     """
     figure = go.Figure()
     for column, label, colour, dash in (
-        ("before", "before", "#888888", "dash"), ("after", "after", _COLOURS[0], "solid"),
+        ("before", "before", "#888888", "dash"), ("after", "after", PALETTE[0], "solid"),
     ):  # fmt: skip
         figure.add_scatter(
             x=kept["direction"], y=kept[column].cum_sum(), name=label, mode="lines",
@@ -176,8 +175,8 @@ def attributes_figure(shares: pl.DataFrame, name: str) -> go.Figure:
         mode="lines", line={"color": "#888888", "width": 2}, hoverinfo="skip", showlegend=False,
     )  # fmt: skip
     for column, label, colour, symbol in (
-        ("before", "before", "#888888", "circle"), ("after", "after", _COLOURS[0], "diamond"),
-        ("floor", "dealt at random", _COLOURS[1], "line-ns-open"),
+        ("before", "before", "#888888", "circle"), ("after", "after", PALETTE[0], "diamond"),
+        ("floor", "dealt at random", PALETTE[1], "line-ns-open"),
     ):  # fmt: skip
         figure.add_scatter(
             x=shares[column], y=places, name=label, mode="markers",
@@ -208,7 +207,7 @@ def nearest_figure(nearest: pl.DataFrame, name: str, most: int = 10) -> go.Figur
     places = [*range(rows.height)]
     figure = go.Figure(
         go.Bar(
-            x=rows["distance"], y=places, orientation="h", marker={"color": _COLOURS[0]},
+            x=rows["distance"], y=places, orientation="h", marker={"color": PALETTE[0]},
             text=[f"{value:.3g}" for value in rows["distance"]],
             hovertext=[plain(_cut(text, 120)) for text in rows["name"]], hoverinfo="text+x",
         )

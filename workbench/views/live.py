@@ -14,6 +14,7 @@ Without a server (a notebook, a test) ``ask`` works and draws before it returns.
 sessions, since the machine is; requests, jobs and results belong to the view that asked.
 """
 
+import atexit
 import gc
 import logging
 import os
@@ -95,6 +96,7 @@ def spare_the_collector() -> None:
     """
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # else libraries count what was passed over as lost, and say so
 
 
 class Stopped(WorkbenchError):
