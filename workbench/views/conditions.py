@@ -355,7 +355,7 @@ class ConditionsView(pn.viewable.Viewer):
             "condition", "earlier", "other", "blend", "strength", "attribute", "query", "clicked", "model",
         ]  # fmt: skip
         typed = {name: {"max_length": LONGEST_TEXT} for name in ("condition", "other", "query")}
-        controls = pn.Param(self, parameters=asked, widgets=typed, show_name=False, **wide)
+        controls = pn.Param(self, parameters=asked, widgets=typed, show_name=False, margin=0, **wide)
         pin, swap = _button("Pin as B", self.pin), _button("Swap A and B", self.swap)
         use, back = _button("Use these lines", self._paste), _button("Bundled sentences", self._bundled)
         rule = (

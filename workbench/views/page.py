@@ -18,7 +18,7 @@ from workbench.views.serving import app_about, app_paths
 from workbench.views.text import Text
 from workbench.views.unsent import drop_nothing, send_what_waits
 
-MARGIN = (5, 10)  # of what folds, so that it stands below the controls: pixels
+MARGIN = (5, 25, 5, 5)  # of what folds, so that it stands below the controls, which are 300 wide: pixels
 _BAD = {
     "color": "var(--bad, #8a2b00)",
     "background": "var(--bad-paper, #fdf1ea)",
