@@ -25,6 +25,7 @@ OFF_TOPIC = (
     "The rules of a game nobody plays any more.",
 )
 STILL = 0.01  # mean change of a cosine below which a condition is said to change nothing
+LOST = 0.1  # of the pair order, from which on another wording is said not to be understood
 
 
 def _bare(condition: str) -> str:
@@ -96,7 +97,7 @@ def measure_robustness(model: HyperCL, table: pl.DataFrame, limit: int = 1000) -
         kept = float(pair_order(after, label, once, pairs)[0])
         paraphrased = rows[1]["moved"] if len(rows) > 1 else 0.0
         moved = float(np.abs(after - before).mean())
-        rows.append(_row(name, example, before, after, kept, _verdict(name, moved, paraphrased)))
+        rows.append(_row(name, example, before, after, kept, _verdict(name, moved, paraphrased, own - kept)))
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
@@ -109,9 +110,11 @@ def _scores(model: HyperCL, table: pl.DataFrame, conditions: list[str]) -> np.nd
     return (first * second).sum(1).double().numpy()
 
 
-def _verdict(name: str, moved: float, paraphrased: float) -> str:
+def _verdict(name: str, moved: float, paraphrased: float, lost: float) -> str:
     """Say whether a variant did what it should; another meaning should move more than a paraphrase does."""
     if name not in SHOULD_MOVE:
+        if lost > LOST:
+            return f"NOT UNDERSTOOD: pair order falls by {lost:.2f}"
         return "hardly moves, as it should" if moved < STILL else "moves"
     if moved < STILL:
         return "CHANGES NOTHING: the model hardly reads its condition"

@@ -357,10 +357,12 @@ def robustness_table(found: pl.DataFrame) -> Table:
         [
             row["variant"],
             row["example"],
+            "-" if row["rows"] is None else f"{row['rows']:,}",
             *(_number(row[name]) for name in ("moved", "rank_kept", "pair_order")),
             row["verdict"],
         ]
         for row in found.to_dicts()
     ]
-    columns = ["condition", "example", "mean change of the cosine", "rank correlation kept", "pair order"]
+    columns = ["condition", "example", "rows", "mean change of the cosine", "rank correlation kept"]
+    columns.append("pair order")
     return Table([*columns, "verdict"], rows)
