@@ -58,7 +58,9 @@ def run_of(scores, metrics, models=MODELS, reference="grid"):
     run = Run(Path("nowhere"))
     run.__dict__["scores"] = pl.DataFrame(scores, infer_schema_length=None)
     run.__dict__["metrics"] = pl.DataFrame(metrics, infer_schema_length=None)
-    run.__dict__["recipe"] = {"models": models, "reference": reference, "paper": "hyper_align"}
+    run.__dict__["recipe"] = {"models": models, "reference": reference, "paper": "hyper_align",
+                              "published": [], "bars": []}  # fmt: skip
+    run.__dict__["provenance"] = {"seeds": [0, 1]}
     return run
 
 
@@ -81,6 +83,11 @@ def run():
         ("solved", 0.55, 5e8),
     ):  # fmt: skip
         metrics.append(row(model, "recall_at_10", value))
+        if model in ("grid", "made"):  # 0.2 and 0.3 apart
+            apart = 0.05 if model == "made" else 0.0
+            metrics += [
+                row(model, "recall_at_10", value + (0.5 - seed) * 2 * apart, seed=seed) for seed in (0, 1)
+            ]
         metrics.append(row(model, "regret", 0.0, count=4))
         metrics += [row(model, "ndcg_at_5", 0.9, count=4), row(model, "chosen_recall_at_10", value, count=4)]
         if flops:
@@ -264,7 +271,7 @@ def test_findings_name_what_is_saved_and_what_is_lost(run):
     lines = zoo_findings(run)
     assert lines[0] == (
         "made, the best of its kind (hyper_align), takes 0.50 of grid's operations a pair; R@10 minus grid: "
-        "-0.250 (-0.260 to -0.230)."
+        "-0.250 (-0.260 to -0.230); by seed -0.200, -0.300."
     )
     assert lines[-1] == (
         "The ranking of the 4 pairs nearest to grid's is solved's: Spearman 0.850 (0.840 to 0.870)."

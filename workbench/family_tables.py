@@ -6,7 +6,7 @@ from typing import Any
 
 from workbench.papers import FAMILIES
 from workbench.runs import Run, finished_runs
-from workbench.tables import Table, bar_table, best_first, main_metric, model_table
+from workbench.tables import Table, bar_table, best_first, main_metric, model_table, with_interval
 
 GENERATED, CLOSED = "generated weights", ("no training", "closed form")
 
@@ -46,4 +46,4 @@ def _best(rows: list[dict[str, Any]], metric: str) -> str:
     row = next((row for row in rows if row.get(metric) is not None), None)
     if row is None:
         return "-"
-    return f"{row['model']} {row[metric]:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    return f"{row['model']} {with_interval(row[metric], row['low'], row['high'])}"

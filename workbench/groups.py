@@ -20,7 +20,7 @@ from workbench.evaluation.similarity import Measured
 from workbench.evaluation.zero_shot import accuracy_values
 from workbench.papers.comparison import METRIC_COLUMNS, Found, metric_rows
 from workbench.runs import Run
-from workbench.tables import Table, last_split
+from workbench.tables import Table, last_split, with_interval
 
 SMALL = "too few, not judged"
 _ANSWERS = {"split", "set", "image", "model", "seed", "label", "predicted", "rank"}
@@ -92,11 +92,6 @@ def group_rows(run: Run, column: str) -> pl.DataFrame:
     return joined.with_columns(
         pl.col("group").str.strip_prefix(f"{column}="), judged=pl.col("count") >= smallest
     )
-
-
-def with_interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
-    """Print a value with its interval; a dash where there is none."""
-    return "-" if value is None else f"{value:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
 def _guesses(run: Run) -> set[str]:

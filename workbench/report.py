@@ -20,6 +20,7 @@ from workbench.tables import (
     model_table,
     published_table,
     score_table,
+    with_interval,
 )
 
 
@@ -79,7 +80,7 @@ def write_index(out: Path) -> Path:
         pages = [out / "notebooks" / f"{notebook}-{name}.html" for notebook in run.recipe["notebooks"]]
         done = [page for page in pages if page.is_file()]
         shown = {"text": done[-1].stem, "href": f"notebooks/{done[-1].name}"} if done else "-"
-        score = f"{best[main]:.3f} ({best['low']:.3f} to {best['high']:.3f})"
+        score = with_interval(best[main], best["low"], best["high"])
         seeds = f"{len(run.provenance['seeds'])}{'' if is_current(run) else ', earlier settings'}"
         overview.append([link, run.recipe["data"]["name"], seeds, main, best["model"], score, met, shown])
         reading = [reading_of(run)] if reading_of(run) else []

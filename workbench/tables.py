@@ -145,9 +145,12 @@ def flops_text(value: float | int | None) -> str:
     return f"{value / size:.3g} {prefix}FLOP"
 
 
-def _difference(value: float | None, low: float | None, high: float | None) -> str:
-    """Print a paired difference with its interval; a dash where there is none."""
-    return "-" if value is None else f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
+def with_interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+    """Print a value with its interval; a dash where there is none. One seed has no interval over seeds."""
+    if value is None:
+        return "-"
+    bare = low is None or high is None or low != low or high != high
+    return f"{value:{sign}.3f} " + ("(no interval)" if bare else f"({low:{sign}.3f} to {high:{sign}.3f})")
 
 
 def score_table(run: Run, group: str = "all") -> Table:
@@ -167,10 +170,11 @@ def score_table(run: Run, group: str = "all") -> Table:
     rows = []
     by = main if main in scores else scores[0]
     for row in frame.sort(by, descending=best_first(run), nulls_last=True).to_dicts():
-        difference = _difference(row["difference"], row["difference_low"], row["difference_high"])
-        matched = _difference(row["matched_value"], row["matched_low"], row["matched_high"])
+        difference = with_interval(row["difference"], row["difference_low"], row["difference_high"], "+")
+        matched = with_interval(row["matched_value"], row["matched_low"], row["matched_high"], "+")
         matched += f" {row['matched']}" if row["matched"] else ""
-        interval = f"{_number(row['low'])} to {_number(row['high'])}"
+        none = row["low"] is None or row["low"] != row["low"]  # as for one seed of a family
+        interval = "-" if none else f"{_number(row['low'])} to {_number(row['high'])}"
         cells = [_number(row[name]) for name in scores]
         rows.append(
             [row["model"], *cells, interval, _number(row["spread"]), difference, matched, row["count"]]
@@ -192,7 +196,7 @@ def bar_table(run: Run) -> Table:
     rows = []
     for bar in run.recipe["bars"]:
         found = _found(run, bar)
-        value = "-" if found is None else f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+        value = "-" if found is None else with_interval(found["value"], found["low"], found["high"])
         limit = Bar(**bar)
         verdict = "not measured" if found is None else "met" if limit.met(found["value"]) else "missed"
         where = f"{limit.split}, {limit.group}"
@@ -262,7 +266,7 @@ def _beside(run: Run, model: str, other: str, found: list[float], about: str = "
     split = found[1] * found[2] > 0 and any(one * found[0] <= 0 for one in apart)
     limits = ", on these rows but not under every seed" if split else ""
     seeds = f"; by seed {', '.join(f'{one:+.3f}' for one in apart)}" if apart else ""
-    return f"is {_side(*found[1:])} {other}{about}{limits}: {_difference(*found)}{seeds}."
+    return f"is {_side(*found[1:])} {other}{about}{limits}: {with_interval(*found, '+')}{seeds}."
 
 
 def findings(run: Run) -> list[str]:
@@ -271,8 +275,8 @@ def findings(run: Run) -> list[str]:
     kinds = {model["name"]: model for model in run.recipe["models"]}
     best = frame.sort(main, descending=best_first(run), nulls_last=True).to_dicts()[0]
     lines = [
-        f"Best of {frame.height} models by {main}: {best['model']} with {best[main]:.3f} "
-        f"({best['low']:.3f} to {best['high']:.3f})."
+        f"Best of {frame.height} models by {main}: {best['model']} with "
+        f"{with_interval(best[main], best['low'], best['high'])}."
     ]
     of_paper = {
         name
@@ -345,7 +349,10 @@ def card_table(run: Run) -> Table:
                 *places,
             ]
         )
-    columns = ["model", "trained parameters", "seconds", *(["operations"] if counted else []), "peak MiB"]
+    # Without a device of its own, a model has the peak of the process, which all before it have raised.
+    whose = "device" if any(card.get("peak_device_mib") for card in run.cards) else "process so far"
+    columns = ["model", "trained parameters", "seconds", *(["operations"] if counted else [])]
+    columns.append(f"peak MiB, of the {whose}")
     columns += ["of the generator", "generated per condition"]
     columns += ["break-even conditions", "effective rank", "generator"]
     return Table([*columns, *(["alignment", "uniformity"] if embedded else [])], rows)

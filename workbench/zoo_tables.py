@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from workbench.runs import Run
-from workbench.tables import Table, flops_text
+from workbench.tables import Table, flops_text, seed_differences, with_interval
 from workbench.zoo_scores import (
     MAIN,
     best_of_groups,
@@ -21,8 +21,7 @@ def _score(row: dict[str, Any] | None, signed: bool = False) -> str:
     """Print a metric row with its interval; a dash where there is none."""
     if row is None:
         return "-"
-    how = "+.3f" if signed else ".3f"
-    return f"{row['value']:{how}} ({row['low']:{how}} to {row['high']:{how}})"
+    return with_interval(row["value"], row["low"], row["high"], "+" if signed else "")
 
 
 def _where(row: dict[str, Any] | None) -> str:
@@ -186,7 +185,9 @@ def zoo_findings(run: Run) -> list[str]:
     for name in ways if grid else ():
         cost = cost_of_way(metrics, name, "flops_per_pair")
         change = metric_row(metrics, name, f"{MAIN}_minus_{reference}")
-        told = "" if change is None else f"; R@10 minus {reference}: {_score(change, signed=True)}"
+        apart = seed_differences(run, name, reference)
+        seeds = f"; by seed {', '.join(f'{one:+.3f}' for one in apart)}" if apart else ""
+        told = "" if change is None else f"; R@10 minus {reference}: {_score(change, signed=True)}{seeds}"
         lines.append(
             f"{name}, the best of its kind ({kinds[name]}), takes {cost / grid:.2f} of {reference}'s "
             f"operations a pair{told}."

@@ -16,7 +16,7 @@ import panel as pn
 import polars as pl
 from bokeh.models import HTMLTemplateFormatter
 
-from workbench.groups import with_interval
+from workbench.tables import with_interval
 
 _PAGE = 10  # rows
 _DIGITS = 4
