@@ -41,6 +41,7 @@ class _Module:
 
 _setup_privateuseone_for_python_backend(DEVICE, backend_module=_Module(), hook=_Hook())
 # A GPU's tensor may be indexed by the CPU's.
+_TOGETHER = (_aten.cat.default, _aten.stack.default)
 _INDEXED = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default)
 
 
@@ -85,7 +86,9 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there, asked = [one for one in tensors if isinstance(one, There)], kwargs.get("device")
     moves = func in (_aten._to_copy.default, _aten.copy_.default)
     indexed = func in _INDEXED and isinstance(args[0], There)
-    here = [one for one in tensors if not isinstance(one, There) and one.ndim]
+    # Numbers may come from the CPU, but not where tensors are put together.
+    apart = [one for one in tensors if not isinstance(one, There)]
+    here = [one for one in apart if one.ndim or func in _TOGETHER]
     if there and here and not moves and not indexed:
         raise RuntimeError(f"{func} mixes devices: {[tuple(one.shape) for one in here]} are on the CPU")
     named = asked is not None and torch.device(asked).type == DEVICE

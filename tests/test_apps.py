@@ -64,7 +64,6 @@ def address(word_store):
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "shared_session", lambda: session)
-        patch.setattr(index, "shared_session", lambda: session)
         patch.setattr(index, "first_recipes", lambda: {"small": [], "all": ["hyper_cl_bundled", "other"]})
         options = serving.login_options("127.0.0.1", port, [], None)
         with served(serving.pages(), port, address="127.0.0.1", **options):

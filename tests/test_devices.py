@@ -1,8 +1,10 @@
 """Models and dashboards on another device than the CPU: all that a view computes, none of it left behind."""
 
+import copy
 import json
 
 import numpy as np
+import panel as pn
 import plotly.graph_objects as go
 import polars as pl
 import pytest
@@ -10,12 +12,18 @@ import torch
 from typer.testing import CliRunner
 
 from tests.figures import plain
+from tests.pretended_device import DEVICE, Pretended
+from workbench import export as export_module
 from workbench.background import Background
 from workbench.cli import app
-from workbench.errors import RunError
+from workbench.datasets.graphs import SPLITS, Graph
+from workbench.errors import DataError, RunError
 from workbench.geometry.pointing import class_maps, draw_fours
 from workbench.geometry.text_attribution import WordAttribution
+from workbench.link_prediction import LinkPredictor
 from workbench.moved import ConditionedTexts
+from workbench.papers.hyper_cl_kg import GraphHead
+from workbench.papers.hyper_cl_kg_settings import GraphModelSettings
 from workbench.runs import check_device
 from workbench.search import ConditionedIndex
 from workbench.session import Session, shared_session
@@ -25,17 +33,15 @@ from workbench.view_state import (
     FairnessState,
     SimilarityState,
     WeightsState,
-    ZooState,
 )
+from workbench.views import page
 from workbench.views.classify import ClassifyView
 from workbench.views.conditions import ConditionsView
 from workbench.views.fairness import FairnessView
+from workbench.views.index import open_index
 from workbench.views.similarity import PairsView
 from workbench.views.weights import WeightsView
-from workbench.views.zoo import ZooView
 
-pretended_device = pytest.importorskip("tests.pretended_device", exc_type=ImportError)
-DEVICE = pretended_device.DEVICE
 TEXTS = ["A red car.", "A blue bicycle by the sea.", "Three small cats.", "A red fox."]
 VIEWS = {
     "conditions": (
@@ -48,7 +54,6 @@ VIEWS = {
     "classify": (ClassifyView, ClassifyState(names="circles, squares, stars")),
     "fairness": (FairnessView, FairnessState(about="wording", asked="shape", templates="a {} here")),
     "fairness of texts": (FairnessView, FairnessState(about="texts")),
-    "zoo": (ZooView, ZooState()),
 }
 
 
@@ -64,7 +69,7 @@ def out(tiny_run, tiny_image_run, tiny_zoo_run, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def entered():
-    with pretended_device.Pretended():
+    with Pretended():
         yield
 
 
@@ -114,11 +119,54 @@ def test_search_and_attribution_compute_where_the_model_does(tiny_run):
     torch.testing.assert_close(found.values, expected.values, atol=1e-5, rtol=0)
 
 
-def test_an_index_moves_its_model_only_when_a_device_is_named(tiny_run):
-    model = tiny_run.model("hyper_k16").to(DEVICE)
+def test_vectors_made_before_are_read_where_the_model_computes(tiny_run):
+    here, there = tiny_run.model("hyper_k16"), tiny_run.model("hyper_k16").to(DEVICE)
+    vectors = here.store.embed(TEXTS)
+    found, expected = (one.encode(one.prepared_vectors(vectors), "The colour.") for one in (there, here))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_what_was_made_before_a_move_says_that_it_has_to_be_made_again(tiny_run, image_text_model):
+    model = tiny_run.model("hyper_k16")
+    index, prepared = ConditionedIndex(model, TEXTS), model.prepare(TEXTS)
+    model.to(DEVICE)
+    with pytest.raises(DataError, match="index was made before its model moved"):
+        index.search(TEXTS[:1], "The colour.", k=1)
+    with pytest.raises(DataError, match="prepare them again"):
+        model.encode(prepared, "The colour.")
     assert ConditionedIndex(model, TEXTS).device.type == DEVICE
-    assert ConditionedIndex(model, TEXTS, "cpu").model.device.type == "cpu"
-    assert model.encode(TEXTS, "The colour.").shape == (4, 384)
+    images = image_text_model()
+    classifier = images.adapt(["cat", "dog"])
+    images.to(DEVICE)
+    with pytest.raises(DataError, match="adapt again"):
+        classifier.scores(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_a_model_as_a_sentence_transformer_stays_where_it_is(tiny_run):
+    model = tiny_run.model("hyper_k16").to(DEVICE)
+    assert model.sentence_transformer().device.type == DEVICE
+    assert model.device.type == model.encoder.model.device.type == DEVICE
+
+
+def test_a_graph_model_ranks_on_the_device(encoder, tmp_path):
+    graph = Graph(
+        ["red fox", "fox", "cat"], ["is a kind of", "inverse is a kind of"],
+        dict.fromkeys(SPLITS, torch.tensor([[0, 0, 1]])),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    head = GraphHead(GraphModelSettings(name="own", kind="hyper", rank=4), 384, 384)
+    here, there = (LinkPredictor(copy.deepcopy(head), graph, encoder, tmp_path) for _ in range(2))
+    there.to(DEVICE)
+    try:
+        for asked in ("red fox", "a small dog"):
+            found, expected = (one.predict(asked, "is a kind of", k=3) for one in (there, here))
+            assert found["tail"].to_list() == expected["tail"].to_list()
+            np.testing.assert_allclose(found["score"], expected["score"], atol=1e-4)
+        for name, tensor in there.weights(["is a kind of"]).tensors.items():
+            expected = here.weights(["is a kind of"]).tensors[name]
+            torch.testing.assert_close(tensor, expected, atol=1e-5, rtol=1e-5)
+    finally:
+        encoder.model.to("cpu")
 
 
 @pytest.mark.parametrize("kind", ["hyper", "siglip"])
@@ -133,6 +181,18 @@ def test_pictures_go_in_and_answers_come_out_on_the_cpu(image_text_model, kind):
     assert found.classify(pixels)["class"].to_list() == expected.classify(pixels)["class"].to_list()
     if kind == "hyper":
         torch.testing.assert_close(found.vector(), expected.vector(), atol=1e-5, rtol=0)
+        tasks = [[one.adapt(names) for names in (["cat", "dog"], ["fox", "owl"])] for one in (there, here)]
+        rows = torch.tensor([0, 1, 1, 0, 1])
+        found, expected = (
+            one.embed_tasks(pixels, own, rows).cpu() for one, own in zip((there, here), tasks, strict=True)
+        )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_classifier_is_exported_from_the_device(image_text_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_latency", lambda *_: {})
+    found = export_module.export(image_text_model().to(DEVICE).adapt(["cat", "dog"]), tmp_path / "kept")
+    assert found.card["static"]["largest_difference"] <= 1e-4
 
 
 def test_heat_maps_are_made_where_the_model_computes(image_text_model):
@@ -149,12 +209,22 @@ def _figures(name, out, device, monkeypatch):
     view, state = VIEWS[name]
     session = Session(out, device)
     monkeypatch.setattr("workbench.session.Session", lambda: session)
+    opened, load = [], session.model
+
+    def model(*asked):
+        opened.append(load(*asked))
+        return opened[-1]
+
+    monkeypatch.setattr(session, "model", model)
     figures: list = []
     monkeypatch.setattr(go.Figure, "show", lambda figure: figures.append(figure))
     *lines, last = view(session, state).code()
     if last.startswith("view."):
         last = f"({last}).show()"
     exec("\n".join([*lines, last]), {})
+    computing = [one for one in opened if hasattr(one, "device")]
+    assert computing
+    assert {one.device.type for one in computing} == {device}
     drawn = [json.loads(one.to_json()) for one in figures]
     return [plain({"data": one["data"], "told": one["layout"].get("annotations", [])}) for one in drawn]
 
@@ -185,6 +255,17 @@ def test_a_session_refuses_a_device_that_is_not_there(tmp_path):
     assert isinstance(told.exception, RunError)
     assert "device 'meta'" in str(told.exception)
     check_device("cpu")
+
+
+def test_a_page_says_which_device_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBENCH_OUT", str(tmp_path))
+    monkeypatch.setenv("WORKBENCH_DEVICE", "cuda:99")
+    framed = []
+    monkeypatch.setattr(page, "framed", lambda body, *_: framed.append(body) or pn.Column())
+    for opening in (open_index, lambda: page.open_view("Conditions", ConditionsView, ConditionsState)):
+        opening()
+        assert "WORKBENCH_DEVICE: device 'cuda:99' cannot be used here" in framed[-1].object
+    assert len(framed) == 2
 
 
 def test_a_server_hands_its_device_on(tmp_path, monkeypatch):

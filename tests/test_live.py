@@ -1,9 +1,7 @@
 """Work off the event loop: the newest request wins, and what nobody waits for is dropped."""
 
 import asyncio
-import gc
 import threading
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +11,7 @@ from tornado.ioloop import IOLoop
 
 from workbench.errors import DataError
 from workbench.views import live
-from workbench.views.live import Job, Live, Stopped, Turns, spare_the_collector
+from workbench.views.live import Job, Live, Stopped, Turns
 
 
 class Page(Document):
@@ -281,24 +279,3 @@ def test_requests_compute_on_one_thread_each(monkeypatch):
     live.one_blas_thread()
     live.one_blas_thread()
     assert limits == [(1, "blas")]
-
-
-def test_the_collector_passes_over_what_is_loaded_and_still_finds_what_comes_later():
-    class Part:
-        pass
-
-    spare_the_collector.cache_clear()
-    gc.unfreeze()  # another test may have served a page
-    try:
-        spare_the_collector()
-        assert (held := gc.get_freeze_count()) > 10_000
-        spare_the_collector()  # once per process
-        assert gc.get_freeze_count() <= held
-        one = Part()
-        one.itself, seen = one, weakref.ref(one)
-        del one
-        gc.collect()
-        assert seen() is None
-    finally:
-        gc.unfreeze()
-        spare_the_collector.cache_clear()

@@ -22,6 +22,7 @@ from workbench.tables import (
     model_table,
     published_table,
     seed_differences,
+    with_interval,
 )
 
 
@@ -392,3 +393,10 @@ def test_cards_tell_operations_where_they_were_counted(tiny_run, tiny_zoo_run):
     assert rows["ape"]["operations"] == f"{card['flops'] / 1e9:.3g} GFLOP"
     assert rows["ape"]["generator"] == "-"
     assert "chance" not in rows
+
+
+@pytest.mark.parametrize("none", [None, float("nan")])
+def test_a_value_without_an_interval_says_so(none):
+    assert with_interval(0.5, none, none) == "0.500 (no interval)"
+    assert with_interval(0.5, 0.4, 0.6, "+") == "+0.500 (+0.400 to +0.600)"
+    assert with_interval(None, none, none) == "-"

@@ -15,6 +15,7 @@ from workbench.papers.hyper_cl import ConditionedHead
 from workbench.papers.hyper_cl_settings import ModelSettings
 from workbench.sentence_geometry import (
     Views,
+    agreement_measured,
     agreement_score,
     alignment_table,
     held_out,
@@ -162,3 +163,19 @@ def test_a_word_table_is_held_against_its_teacher_and_against_input_vectors(enco
     monkeypatch.setattr(TextEncoder, "pooling", "cls")
     with pytest.raises(DataError, match="pools by cls"):
         static_table(encoder)
+
+
+def test_agreement_has_an_interval_over_sentences(encoder):
+    rows = encoder.encode(held_out()["sentence"].to_list())
+    found, again = agreement_measured(rows), agreement_measured(rows)
+    assert found == again
+    assert found["spearman"] == agreement_score(rows)
+    assert found["low"] < found["spearman"] < found["high"]
+    assert found["sentences"] == held_out().height
+    # Weights by hand: the first resample's pairs, each as often as its two sentences were drawn.
+    first, second, agreement = overall()
+    drawn = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), 1)[0]
+    times = drawn[first.numpy()] * drawn[second.numpy()]
+    cosine = (rows[first] * rows[second]).sum(1).numpy()
+    expected = spearmanr(np.repeat(cosine, times), np.repeat(agreement, times)).statistic
+    assert agreement_measured(rows, 1)["low"] == pytest.approx(expected, abs=1e-4)

@@ -89,10 +89,15 @@ class HyperCLIPModel:
         return self.model.clip.logit_scale.device
 
     def to(self, device: torch.device | str) -> "HyperCLIPModel":
-        """Compute on a device from now on; classifiers made before are made again."""
-        self.model.to(device)
-        if self.store is not None:
-            self.store.to(device)
+        """Compute on a device from now on; classifiers made before must be made again.
+
+        Args:
+            device: as torch names devices.
+        """
+        with self.lock:
+            self.model.to(device)
+            if self.store is not None:
+                self.store.to(device)
         return self
 
     @property
@@ -197,9 +202,13 @@ class Classifier:
         """Return logits t <x, y_c> + b of uint8 images ``[N, 3, S, S]``, on the CPU; higher is better.
 
         Raises:
-            DataError: images of another shape.
+            DataError: images of another shape, or the model has moved to another device since.
         """
         size = self.source.size
+        if self.directions.device.type != self.source.device.type:
+            raise DataError(
+                f"this classifier was made before the model moved to {self.source.device}; adapt again"
+            )
         shape = len(pixels), 3, size, size
         if not isinstance(pixels, Tensor) or tuple(pixels.shape) != shape or pixels.dtype != torch.uint8:
             raise DataError(

@@ -17,7 +17,7 @@ _OWN_COLOURS = {
     "black": "#111111", "white": "#FFFFFF",
 }  # fmt: skip
 _RIM = {"line": {"color": "#777777", "width": 1}}
-_RIMMED = ("black", "white", "yellow")
+_RIMMED = ("#111111", "#FFFFFF", "#F0E442")
 _SHAPES = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
 _BLANK = "not said"
 _TEMPLATE = pio.templates[LAYOUT["template"]].to_plotly_json()
@@ -84,17 +84,17 @@ def moved_figure(
 def _looks(values: list[str]) -> list[dict[str, Any]]:
     """Return colour and shape of each value's markers; beyond eight values, shapes change too."""
     names = [value.casefold() for value in values]
-    own = all(name in _OWN_COLOURS or name == _BLANK for name in names)
+    told = [name for name in names if name != _BLANK]
+    own = 2 * sum(name in _OWN_COLOURS for name in told) > len(told)  # colours; a few may have none here
     looks: list[dict[str, Any]] = []
     for place, name in enumerate(names):
         if name == _BLANK:
             looks.append({"color": "#cccccc", "symbol": "circle"})
-        elif own:
-            looks.append(
-                {"color": _OWN_COLOURS[name], "symbol": "circle", **(_RIM if name in _RIMMED else {})}
-            )
-        else:
-            shape = _SHAPES[place // len(PALETTE) % len(_SHAPES)]
+        elif own and name in _OWN_COLOURS:
+            colour = _OWN_COLOURS[name]
+            looks.append({"color": colour, "symbol": "circle", **(_RIM if colour in _RIMMED else {})})
+        else:  # among colours in another shape: their own are taken
+            shape = _SHAPES[max(place // len(PALETTE), int(own)) % len(_SHAPES)]
             looks.append({"color": PALETTE[place % len(PALETTE)], "symbol": shape})
     return looks
 

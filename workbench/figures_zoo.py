@@ -23,6 +23,7 @@ from workbench.figures import (
     family,
     plain,
 )
+from workbench.tables import with_interval
 from workbench.zoo_scores import (
     MAIN,
     best_of_groups,
@@ -213,7 +214,7 @@ def cost_figure(
             marker={"color": style["colour"], "symbol": style["symbol"], "size": 11},
             error_y={"type": "data", "symmetric": False, "array": [row["high"] - value],
                      "arrayminus": [value - row["low"]], "thickness": 1.5, "width": 3},
-            hovertemplate=f"{plain(name)}: {value:.3f} ({row['low']:.3f} to {row['high']:.3f})<br>"
+            hovertemplate=f"{plain(name)}: {with_interval(value, row['low'], row['high'])}<br>"
             f"%{{x:.3s}}FLOP and {seconds:.2f} s a pair<extra></extra>",
         )  # fmt: skip
         seen.add(style["family"])

@@ -20,7 +20,7 @@ from workbench.evaluation.fairness import Grouped, by_group
 from workbench.evaluation.similarity import Measured
 from workbench.groups import drawn_gaps, fair_columns
 from workbench.runs import Run
-from workbench.tables import last_split
+from workbench.tables import last_split, with_interval
 
 ALL_SETS = "all class sets"
 TO_OVERALL, TO_BEST, TO_OTHER = "its own overall accuracy", "its best judged group", "the other model"
@@ -98,7 +98,7 @@ class Sides:
             seeds = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
             lines += [
                 f"{row['side']}: {row['name']}, {row['images']:,} images, {seeds}. Overall "
-                f"{row['overall']:.3f} ({row['low']:.3f} to {row['high']:.3f}).",
+                f"{with_interval(row['overall'], row['low'], row['high'])}.",
                 f"{row['side']}: worst judged group {row['worst']}, {row['worst_value']:.3f}. Best minus "
                 f"worst: {row['gap']:.3f}, {chance} groups drawn at random have (mean "
                 f"{row['random_gap']:.3f}, 95 % below {row['random_high']:.3f}).",

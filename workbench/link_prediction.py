@@ -42,7 +42,11 @@ class LinkPredictor:
         self.known = graph.known()
 
     def to(self, device: torch.device | str) -> "LinkPredictor":
-        """Compute on a device from now on; tables and weights come back on the CPU."""
+        """Compute on a device from now on; tables and weights come back on the CPU.
+
+        Args:
+            device: as torch names devices.
+        """
         self.head.to(device)
         self.store.to(device)
         self.entities = self.entities.to(device)

@@ -89,7 +89,11 @@ class HyperCL:
         return next((one.device for one in self.head.parameters()), torch.device("cpu"))
 
     def to(self, device: torch.device | str) -> "HyperCL":
-        """Compute on a device from now on, head and encoder; texts prepared before are prepared again."""
+        """Compute on a device from now on, head and encoder; what was prepared before must be prepared again.
+
+        Args:
+            device: as torch names devices.
+        """
         self.head.to(device)
         self.store.to(device)
         self.encoder.model.to(device)
@@ -136,7 +140,8 @@ class HyperCL:
         module = ConditionedModule(
             settings, self.head.width, self.head.condition_width, self.unit, head=self.head
         )
-        return SentenceTransformer(modules=[*self.encoder.model.children(), module.eval()])
+        modules = [*self.encoder.model.children(), module.eval()]
+        return SentenceTransformer(modules=modules, device=str(self.device))  # else it would move them
 
     def save_pretrained(self, folder: Path | str) -> Path:
         """Write the model as a sentence-transformers folder: encoder and head, safetensors, no pickle.
@@ -338,6 +343,10 @@ class HyperCL:
             clean = [normalise_text(text, f"text {row}") for row, text in enumerate(texts)]
             plain = self.store.embed(clean).to(self.device)
             texts = Prepared(plain, self._blocks(clean, torch.arange(len(clean))))
+        if texts.plain.device.type != self.device.type:
+            raise DataError(
+                f"these texts were prepared before the model moved to {self.device}; prepare them again"
+            )
         unit = functional.normalize(texts.plain, dim=-1)
         if strength == 0:
             return unit.cpu()

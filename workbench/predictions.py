@@ -28,7 +28,7 @@ from workbench.evaluation.similarity import Measured
 from workbench.export import export
 from workbench.runs import Run
 from workbench.session import Session
-from workbench.tables import last_split
+from workbench.tables import last_split, with_interval
 
 RESAMPLES = 1000
 _OTHER_SETS = (
@@ -188,7 +188,7 @@ def warnings_of(run: Run, model: str) -> list[str]:
                     verdict = "answers worse than" if row["high"] < 0 else "is no better for certain than"
                     said.append(
                         f"In this run's test, {model} {verdict} {other} {where}: "
-                        f"{row['value']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})."
+                        f"{with_interval(row['value'], row['low'], row['high'], '+')}."
                     )
     return said
 

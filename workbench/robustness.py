@@ -71,7 +71,8 @@ def measure_robustness(model: HyperCL, table: pl.DataFrame, limit: int = 1000) -
     Returns:
         One row per variant: variant, example, rows, moved (mean absolute change of the cosine, 0 to 2),
         rank_kept (Spearman of the scores before and after), pair_order (share of a pair's two conditions
-        ranked right, 0.5 is chance; null if no pair has two labels), and verdict.
+        ranked right, 0.5 is chance; null if no pair has two labels), and verdict. Point estimates on these
+        rows: a verdict that a wording is not understood means that pair_order falls by more than 0.1.
 
     Raises:
         DataError: the table has no rows.

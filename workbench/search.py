@@ -49,13 +49,12 @@ class Hits:
 class ConditionedIndex:
     """Documents embedded once, searched under any condition."""
 
-    def __init__(self, model: HyperCL, texts: list[str], device: str | None = None) -> None:
+    def __init__(self, model: HyperCL, texts: list[str]) -> None:
         """Embed the documents plainly.
 
         Args:
             model: a head on pooled vectors.
             texts: the documents, at least one.
-            device: where the model computes from now on, scores too; where it does if not given.
 
         Raises:
             DataError: no documents, or a head that pools tokens anew under each condition.
@@ -68,8 +67,7 @@ class ConditionedIndex:
             )
         if not texts:
             raise DataError("the index is empty: give at least one document to search in")
-        self.model = model if device is None else model.to(device)
-        self.device = self.model.device
+        self.model, self.device = model, model.device
         self.texts = [normalise_text(text, f"document {row}") for row, text in enumerate(texts)]
         self.plain = model.store.embed(self.texts).to(self.device)
         self.head = model.head
@@ -131,8 +129,12 @@ class ConditionedIndex:
             the queries under the condition.
 
         Raises:
-            DataError: no queries, or an unusable text or condition.
+            DataError: no queries, an unusable text or condition, or a model that has moved since.
         """
+        if self.model.device.type != self.device.type:
+            raise DataError(
+                f"this index was made before its model moved to {self.model.device}; make it again"
+            )
         if not queries:
             raise DataError("no query to search with; give at least one")
         clean = [normalise_text(text, f"query {row}") for row, text in enumerate(queries)]

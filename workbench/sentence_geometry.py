@@ -24,7 +24,7 @@ from torch.nn import functional
 from workbench.datasets.bundled import DOMAINS, attributes, label, pairs, sentences
 from workbench.encoders import TextEncoder
 from workbench.errors import DataError
-from workbench.evaluation.similarity import spearman
+from workbench.evaluation.similarity import Measured, spearman
 from workbench.geometry.relative import Space
 from workbench.geometry.slices import depth_embeddings, depth_of, slice_scores
 from workbench.geometry.uniformity import alignment, uniformity
@@ -71,7 +71,7 @@ class Views:
         """Embed sentences by a model, once plain and once for each attribute."""
         prepared = model.prepare(frame["sentence"].to_list())
         under = {name: model.encode(prepared, condition_of(name)) for name in names}
-        return cls(frame, functional.normalize(prepared.plain, dim=-1), under)
+        return cls(frame, functional.normalize(prepared.plain.cpu(), dim=-1), under)
 
 
 # --- pairs of sentences -------------------------------------------------------------------------------------
@@ -132,6 +132,19 @@ def agreement_score(rows: Float[Tensor, "N D"]) -> float:
     return float(spearman(cosine, agreement, np.ones((1, len(agreement))))[0])
 
 
+def agreement_measured(rows: Float[Tensor, "N D"], resamples: int = 500) -> dict[str, float]:
+    """Return :func:`agreement_score` as spearman, with low, high (95 % bootstrap) and sentences.
+
+    Sentences are drawn; pairs of one that is drawn twice with itself are left out.
+    """
+    first, second, agreement = overall()
+    cosine = functional.cosine_similarity(rows[first].double(), rows[second].double()).numpy()
+    drawn = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), resamples)
+    weights = (drawn[:, first.numpy()] * drawn[:, second.numpy()]).astype(float)
+    low, high = Measured.interval(spearman(cosine, agreement, weights))
+    return {"spearman": agreement_score(rows), "low": low, "high": high, "sentences": len(rows)}
+
+
 # --- one part of the literature each ------------------------------------------------------------------------
 
 
@@ -144,9 +157,9 @@ def whitening_table(encoder: TextEncoder, kept: int = KEPT) -> pl.DataFrame:
 
     Returns:
         One row per layer and treatment: layer, treatment ("as it is", "centred", "whitened"), mean_cosine (of
-        different sentences, ideal about 0), spearman (with the agreement over attributes) and off_identity
-        (largest difference of the covariance of the rows it was fitted on from the identity; null unless
-        whitened).
+        different sentences, ideal about 0), spearman, low, high and sentences (:func:`agreement_measured`)
+        and off_identity (largest difference of the covariance of the rows it was fitted on from the identity;
+        null unless whitened).
     """
     fitted = sentences().filter(split="train")["sentence"].to_list()
     texts = held_out()["sentence"].to_list()
@@ -159,7 +172,7 @@ def whitening_table(encoder: TextEncoder, kept: int = KEPT) -> pl.DataFrame:
         ways = {"as it is": test, "centred": test - train.mean(0), "whitened": white(test)}
         found += [
             {"layer": layer, "treatment": way, "mean_cosine": mean_cosine(given),
-             "spearman": agreement_score(given), "off_identity": error if way == "whitened" else None}
+             **agreement_measured(given), "off_identity": error if way == "whitened" else None}
             for way, given in ways.items()
         ]  # fmt: skip
     return pl.DataFrame(found, schema_overrides={"off_identity": pl.Float64})
@@ -255,8 +268,8 @@ def static_table(encoder: TextEncoder, kept: int = KEPT) -> pl.DataFrame:
 
     Returns:
         One row for each, and one for the teacher's input vectors averaged as they are, the control: encoder,
-        spearman (with the agreement over attributes), share (of the teacher's), texts_per_second and speed
-        (times the teacher's), on this machine.
+        spearman, low, high and sentences (:func:`agreement_measured`), share (of the teacher's),
+        texts_per_second and speed (times the teacher's), on this machine.
 
     Raises:
         DataError: the encoder does not pool by the mean.
@@ -265,7 +278,7 @@ def static_table(encoder: TextEncoder, kept: int = KEPT) -> pl.DataFrame:
         raise DataError(f"{encoder.name} pools by {encoder.pooling}; a word table is the mean of its words")
     texts = held_out()["sentence"].to_list()
     table = StaticEncoder.distil(encoder, sentences().filter(split="train")["sentence"].to_list(), kept=kept)
-    inputs = encoder.model[0].auto_model.get_input_embeddings().weight.detach().float()
+    inputs = encoder.model[0].auto_model.get_input_embeddings().weight.detach().float().cpu()
     ways = {"teacher": encoder, "word table": table}
     ways["input vectors as they are"] = StaticEncoder(encoder.model.tokenizer.backend_tokenizer, inputs)
     found = []
@@ -275,7 +288,7 @@ def static_table(encoder: TextEncoder, kept: int = KEPT) -> pl.DataFrame:
         for _ in range(repeats):
             way.encode(texts)
         speed = repeats * len(texts) / (time.perf_counter() - began)
-        found.append({"encoder": name, "spearman": agreement_score(rows), "texts_per_second": speed})
+        found.append({"encoder": name, **agreement_measured(rows), "texts_per_second": speed})
     score, pace = found[0]["spearman"], found[0]["texts_per_second"]
     return pl.DataFrame(found).with_columns(
         share=pl.col("spearman") / score, speed=pl.col("texts_per_second") / pace

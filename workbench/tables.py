@@ -147,10 +147,13 @@ def flops_text(value: float | int | None) -> str:
 
 def with_interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
     """Print a value with its interval; a dash where there is none. One seed has no interval over seeds."""
-    if value is None:
-        return "-"
-    bare = low is None or high is None or low != low or high != high
-    return f"{value:{sign}.3f} " + ("(no interval)" if bare else f"({low:{sign}.3f} to {high:{sign}.3f})")
+    return "-" if value is None else f"{value:{sign}.3f} ({_limits(low, high, sign) or 'no interval'})"
+
+
+def _limits(low: float | None, high: float | None, sign: str) -> str:
+    """Print an interval; empty if there is none."""
+    none = low is None or high is None or low != low or high != high
+    return "" if none else f"{low:{sign}.3f} to {high:{sign}.3f}"
 
 
 def score_table(run: Run, group: str = "all") -> Table:
@@ -173,8 +176,7 @@ def score_table(run: Run, group: str = "all") -> Table:
         difference = with_interval(row["difference"], row["difference_low"], row["difference_high"], "+")
         matched = with_interval(row["matched_value"], row["matched_low"], row["matched_high"], "+")
         matched += f" {row['matched']}" if row["matched"] else ""
-        none = row["low"] is None or row["low"] != row["low"]  # as for one seed of a family
-        interval = "-" if none else f"{_number(row['low'])} to {_number(row['high'])}"
+        interval = _limits(row["low"], row["high"], "") or "-"
         cells = [_number(row[name]) for name in scores]
         rows.append(
             [row["model"], *cells, interval, _number(row["spread"]), difference, matched, row["count"]]
@@ -342,7 +344,7 @@ def card_table(run: Run) -> Table:
                 f"{card['parameters']:,}",
                 f"{card['seconds']:.1f}",
                 *([flops_text(card.get("flops"))] if counted else []),
-                card.get("peak_device_mib") or card["peak_process_mib"],
+                card.get("peak_device_mib", card["peak_process_mib"]),
                 *generator,
                 even,
                 *alive,
@@ -350,7 +352,7 @@ def card_table(run: Run) -> Table:
             ]
         )
     # Without a device of its own, a model has the peak of the process, which all before it have raised.
-    whose = "device" if any(card.get("peak_device_mib") for card in run.cards) else "process so far"
+    whose = "device" if any("peak_device_mib" in card for card in run.cards) else "process so far"
     columns = ["model", "trained parameters", "seconds", *(["operations"] if counted else [])]
     columns.append(f"peak MiB, of the {whose}")
     columns += ["of the generator", "generated per condition"]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from workbench.errors import DataError
+from workbench.geometry import attribution
 from workbench.geometry.attribution import (
     Attribution,
     integrated_gradients,
@@ -179,3 +180,10 @@ def test_what_cannot_be_integrated_is_refused():
         integrated_gradients(lambda at: at.sum((1, 2)), x, r, steps=0)
     with pytest.raises(DataError, match="not finite on the way"):
         integrated_gradients(lambda at: at.sum((1, 2)) / 0, x, r)
+
+
+def test_a_jacobian_is_computed_where_its_input_lies(monkeypatch):
+    monkeypatch.setattr(attribution, "_checked", lambda found: found)  # "meta" holds no numbers to look at
+    parts, reference = torch.empty(3, 4, device="meta"), torch.empty(3, 4, device="meta")
+    found = integrated_jacobian(lambda inputs: inputs.sum(1).tanh(), parts, reference, steps=2)
+    assert (found.device.type, found.shape) == ("meta", (3, 4))

@@ -53,7 +53,7 @@ def test_pointing_by_hand():
     heat[0, 0, 0] = heat[1, 1, 1] = heat[2, 0, 1] = 1
     # The object fills the top left quarter, the bottom right, and a corner of the bottom left.
     boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9], [0.8, 0.0, 1.0, 0.2]])
-    assert pointed_at(heat, boxes) == pytest.approx(2 / 3)
+    assert pointed_at(heat, boxes).tolist().count(True) == 2
 
 
 class Tower(nn.Module):
@@ -122,9 +122,9 @@ def test_the_map_points_at_the_object_that_tells_two_scenes_apart(prepared):
     heat = similarity_map(places, target)
     found = cosine_similarity(encoder(pixels), target)
     torch.testing.assert_close(heat.sum((1, 2)), found, atol=1e-5, rtol=0)
-    assert pointed_at(heat, boxes) >= 0.8
+    assert pointed_at(heat, boxes).double().mean() >= 0.8
     # Boxes of other scenes are met by chance only.
-    assert pointed_at(heat, boxes.roll(1, 0)) <= 0.6
+    assert pointed_at(heat, boxes.roll(1, 0)).double().mean() <= 0.6
 
 
 def test_pairs_of_positions_of_a_real_encoder_sum_to_the_cosine_of_two_scenes(prepared):

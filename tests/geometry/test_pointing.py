@@ -42,11 +42,14 @@ def test_a_map_that_points_at_the_object_asked_for_is_a_hit(monkeypatch, image_t
             # All point right in the first scene; in the second all point at the first quarter.
             heat[scene, place].view(-1)[quarter if scene == 0 else 0] = 1
     monkeypatch.setattr(module, "class_maps", lambda *_: heat)
-    # 4 of 4, then 1 of 4.
-    assert pointing(image_text_model().adapt(NAMES), fours) == pytest.approx(5 / 8)
+    # 4 of 4, then 1 of 4; drawn scenes are both the one, both the other, or one of each.
+    found = pointing(image_text_model().adapt(NAMES), fours)
+    assert found == {"value": pytest.approx(5 / 8), "low": 0.25, "high": 1.0, "scenes": 2}
 
 
 def test_a_tower_that_knows_no_place_points_right_by_chance_only(image_text_model):
     classifier = image_text_model().adapt(NAMES)
     assert isinstance(classifier, Classifier)
-    assert pointing(classifier, draw_fours(40)) == pytest.approx(0.25, abs=0.15)
+    found = pointing(classifier, draw_fours(40))
+    assert found["value"] == pytest.approx(0.25, abs=0.15)
+    assert found["low"] < found["value"] < found["high"]

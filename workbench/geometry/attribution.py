@@ -110,8 +110,8 @@ def integrated_jacobian(
     places, shares = _quadrature(steps, parts)
     change = parts - reference
     # Direction l: only part l moves.
-    alone = torch.eye(len(parts), dtype=change.dtype)[..., None] * change
-    total, group = torch.zeros(()), max(1, _AT_ONCE // len(parts))
+    alone = torch.eye(len(parts), dtype=change.dtype, device=change.device)[..., None] * change
+    total, group = change.new_zeros(()), max(1, _AT_ONCE // len(parts))
     for place, share in zip(places.split(group), shares.split(group), strict=True):
         at = reference + place[:, None, None] * change
 

@@ -7,7 +7,7 @@ Shape letters: B images, C channels, D embedding width, H and W sides of a map, 
 """
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,8 +47,8 @@ def pair_map(first: Float[Tensor, "D H W"], second: Float[Tensor, "D G V"]) -> F
     return (one.T @ other).unflatten(1, second.shape[1:]).unflatten(0, first.shape[1:])
 
 
-def pointed_at(heat: Float[Tensor, "B H W"], boxes: Float[Tensor, "B 4"]) -> float:
-    """Share of maps whose highest position overlaps the object; 0 to 1, ideal 1.
+def pointed_at(heat: Float[Tensor, "B H W"], boxes: Float[Tensor, "B 4"]) -> Bool[Tensor, " B"]:
+    """Tell of each map whether its highest position overlaps the object.
 
     Args:
         heat: one map per image.
@@ -60,10 +60,8 @@ def pointed_at(heat: Float[Tensor, "B H W"], boxes: Float[Tensor, "B 4"]) -> flo
     high, wide = heat.shape[1:]
     row, column = torch.unravel_index(heat.flatten(1).argmax(1), (high, wide))
     top, left, bottom, right = boxes.T
-    hit = (
-        (row < bottom * high) & (row + 1 > top * high) & (column < right * wide) & (column + 1 > left * wide)
-    )
-    return float(hit.double().mean())
+    across = (column < right * wide) & (column + 1 > left * wide)
+    return across & (row < bottom * high) & (row + 1 > top * high)
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from workbench.classifier import Classifier
 from workbench.datasets.scenes import ATTRIBUTES, Scene, draw_scene, phrase
+from workbench.evaluation.ranking import resample
+from workbench.evaluation.similarity import Measured
 from workbench.geometry.heat_maps import embedded_places, pointed_at, similarity_map
 
 COLOURS = ATTRIBUTES["colour"]
@@ -73,13 +75,20 @@ def class_maps(classifier: Classifier, pixels: UInt8[Tensor, "N 3 S S"]) -> Floa
     return torch.stack(maps, 1).cpu()
 
 
-def pointing(classifier: Classifier, fours: Fours) -> float:
-    """Share of objects that the map of their colour points at; 0 to 1, ideal 1, chance 0.25.
+def pointing(classifier: Classifier, fours: Fours, resamples: int = 500) -> dict[str, float]:
+    """Measure the share of objects that the map of their colour points at; 0 to 1, ideal 1, chance 0.25.
 
     Args:
         classifier: for :data:`NAMES`.
         fours: scenes of four.
+        resamples: of the bootstrap over scenes.
+
+    Returns:
+        value, low, high (95 % bootstrap) and scenes.
     """
     maps = class_maps(classifier, fours.pixels)
     asked = maps[torch.arange(len(maps))[:, None], fours.colours]
-    return pointed_at(asked.flatten(0, 1), QUARTERS.repeat(len(maps), 1))
+    hits = pointed_at(asked.flatten(0, 1), QUARTERS.repeat(len(maps), 1)).double().numpy()
+    drawn = resample(hits[None], np.arange(len(hits)) // fours.colours.shape[1], resamples)[0]
+    low, high = Measured.interval(drawn)
+    return {"value": float(hits.mean()), "low": low, "high": high, "scenes": len(maps)}

@@ -7,8 +7,8 @@ from markupsafe import Markup
 
 from workbench.background import background, first_recipes
 from workbench.errors import WorkbenchError
-from workbench.session import Session, shared_session
-from workbench.views.page import banner, framed, note, start_page
+from workbench.session import Session
+from workbench.views.page import banner, framed, note, session_of_page, start_page
 from workbench.views.serving import app_about, app_paths
 from workbench.views.text import Text
 
@@ -121,7 +121,9 @@ class IndexView(pn.viewable.Viewer):
 def open_index() -> None:
     """Make the first page over the runs of the served folder; it follows training while it is open."""
     start_page()
-    session = shared_session()
+    session = session_of_page("Workbench", "index")
+    if session is None:
+        return
     view = IndexView(session)
     lead = "Conditions become weights, and weights change what counts as alike. " + (
         f"Runs are read from {Path(session.out).name}; models compute on {session.device}."

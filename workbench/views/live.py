@@ -14,8 +14,6 @@ Without a server (a notebook, a test) ``ask`` works and draws before it returns.
 sessions, since the machine is; requests, jobs and results belong to the view that asked.
 """
 
-import atexit
-import gc
 import logging
 import os
 import time
@@ -86,17 +84,6 @@ def one_blas_thread() -> None:
     """
     import_module("scipy.linalg")  # it brings a BLAS of its own, which is limited only once it is there
     threadpool_limits(1, "blas")
-
-
-@cache
-def spare_the_collector() -> None:
-    """Have Python's garbage collector pass over what is loaded by now, which stays as long as the server.
-
-    A million objects of libraries and models are half a second, in which no page gets its answer.
-    """
-    gc.collect()
-    gc.freeze()
-    atexit.register(gc.unfreeze)  # else libraries count what was passed over as lost, and say so
 
 
 class Stopped(WorkbenchError):
@@ -208,7 +195,6 @@ class Live(pn.viewable.Viewer):
                 outcome = _outcome(self._work, request, job)
             except Exception as problem:  # else the page would wait for ever
                 outcome = None, _unforeseen(problem), 0.0
-            spare_the_collector()  # the first answer of a server has loaded a model
             self._later(job, document, partial(self._finish, job, *outcome))
 
     def _finish(self, job: Job, result: Any, problem: str, seconds: float) -> None:

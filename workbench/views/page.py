@@ -168,6 +168,16 @@ def start_page() -> None:
         pn.state.curdoc.template_variables["dist_url"] = base + LOCAL_DIST
 
 
+def session_of_page(title: str, here: str) -> Session | None:
+    """Return the server's session; if there can be none, make a page that says why and return nothing."""
+    try:
+        return shared_session()
+    except WorkbenchError as problem:  # plain ``panel serve`` has not looked at WORKBENCH_DEVICE before
+        told = banner(f"WORKBENCH_DEVICE: {problem}")
+        framed(told, title, here, app_about(here)[1]).servable(title=title)
+        return None
+
+
 def open_view(
     title: str, view: Callable[[Session, Any, str], pn.viewable.Viewer], kind: type[Settings]
 ) -> None:
@@ -180,9 +190,11 @@ def open_view(
         kind: of its state.
     """
     start_page()
-    state, problem = state_of_link(kind)
-    session = shared_session()
     here = kind.model_fields["app"].default
+    session = session_of_page(title, here)
+    if session is None:
+        return
+    state, problem = state_of_link(kind)
     body = pn.Column(sizing_mode="stretch_width")
 
     def build(_: object = None) -> None:
