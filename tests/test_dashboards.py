@@ -1,10 +1,8 @@
 """Dashboards without a browser: what is typed changes what is shown, links bring it back, errors are text."""
 
-import gc
 import html
 import socket
 import time
-import weakref
 from pathlib import Path
 
 import panel as pn
@@ -23,7 +21,7 @@ from workbench.views.conditions import ConditionsView
 from workbench.views.index import IndexView
 from workbench.views.page import footer
 from workbench.views.saved import saved_page
-from workbench.views.serving import APPS, app_about, app_paths, load_libraries, login_options, serve_apps
+from workbench.views.serving import APPS, app_about, app_paths, login_options, serve_apps
 from workbench.views.tables import TablePlace
 
 
@@ -354,20 +352,3 @@ def test_no_box_takes_more_letters_than_a_link_holds():
     assert {box.max_length for box in found if box.name in ("Condition", "Pinned: B", "Search")} == {
         LONGEST_TEXT
     }
-
-
-def test_what_a_server_has_loaded_is_passed_over_by_the_collector_and_what_comes_later_is_not():
-    class Part:
-        pass
-
-    gc.unfreeze()
-    try:
-        load_libraries()
-        assert gc.get_freeze_count() > 10_000
-        one = Part()
-        one.itself, seen = one, weakref.ref(one)
-        del one
-        gc.collect()
-        assert seen() is None
-    finally:
-        gc.unfreeze()

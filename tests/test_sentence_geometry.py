@@ -16,7 +16,6 @@ from workbench.papers.hyper_cl_settings import ModelSettings
 from workbench.sentence_geometry import (
     Views,
     agreement_measured,
-    agreement_score,
     alignment_table,
     held_out,
     overall,
@@ -86,7 +85,7 @@ def test_the_agreement_score_is_scipys_spearman():
     rows = torch.randn(128, 5, generator=torch.Generator().manual_seed(0))
     first, second, agreement = overall()
     cosine = torch.nn.functional.cosine_similarity(rows[first].double(), rows[second].double())
-    assert agreement_score(rows) == pytest.approx(spearmanr(cosine, agreement).statistic)
+    assert agreement_measured(rows)["spearman"] == pytest.approx(spearmanr(cosine, agreement).statistic)
 
 
 def test_whitening_brings_random_pairs_to_zero_and_covariances_to_the_identity(encoder):
@@ -98,7 +97,7 @@ def test_whitening_brings_random_pairs_to_zero_and_covariances_to_the_identity(e
         assert cells[layer, "whitened"]["off_identity"] < 1e-3
         assert cells[layer, "as it is"]["off_identity"] is None
     assert cells["first layer", "as it is"]["mean_cosine"] > 0.5
-    whole = agreement_score(encoder.encode(held_out()["sentence"].to_list()))
+    whole = agreement_measured(encoder.encode(held_out()["sentence"].to_list()))["spearman"]
     assert cells["last layer", "as it is"]["spearman"] == pytest.approx(whole, abs=1e-3)
 
 
@@ -169,7 +168,7 @@ def test_agreement_has_an_interval_over_sentences(encoder):
     rows = encoder.encode(held_out()["sentence"].to_list())
     found, again = agreement_measured(rows), agreement_measured(rows)
     assert found == again
-    assert found["spearman"] == agreement_score(rows)
+    assert found["spearman"] == pytest.approx(geometry.agreement_measured(rows, 2)["spearman"])
     assert found["low"] < found["spearman"] < found["high"]
     assert found["sentences"] == held_out().height
     # Weights by hand: the first resample's pairs, each as often as its two sentences were drawn.

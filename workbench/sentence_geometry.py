@@ -121,28 +121,23 @@ def overall() -> Pairs:
     return torch.tensor(first), torch.tensor(second), np.array(agreement)
 
 
-def agreement_score(rows: Float[Tensor, "N D"]) -> float:
-    """Spearman of cosines with the agreement over attributes, see :func:`overall`; -1 to 1, ideal 1.
+def agreement_measured(rows: Float[Tensor, "N D"], resamples: int = 500) -> dict[str, float]:
+    """Measure Spearman of cosines with the agreement over attributes, see :func:`overall`; -1 to 1, ideal 1.
 
     Args:
         rows: embeddings of :func:`held_out`, in its order.
-    """
-    first, second, agreement = overall()
-    cosine = functional.cosine_similarity(rows[first].double(), rows[second].double()).numpy()
-    return float(spearman(cosine, agreement, np.ones((1, len(agreement))))[0])
+        resamples: of the bootstrap over sentences; pairs of one that is drawn twice with itself are left out.
 
-
-def agreement_measured(rows: Float[Tensor, "N D"], resamples: int = 500) -> dict[str, float]:
-    """Return :func:`agreement_score` as spearman, with low, high (95 % bootstrap) and sentences.
-
-    Sentences are drawn; pairs of one that is drawn twice with itself are left out.
+    Returns:
+        spearman, low, high (95 %) and sentences.
     """
     first, second, agreement = overall()
     cosine = functional.cosine_similarity(rows[first].double(), rows[second].double()).numpy()
     drawn = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), resamples)
-    weights = (drawn[:, first.numpy()] * drawn[:, second.numpy()]).astype(float)
-    low, high = Measured.interval(spearman(cosine, agreement, weights))
-    return {"spearman": agreement_score(rows), "low": low, "high": high, "sentences": len(rows)}
+    weights = drawn[:, first.numpy()] * drawn[:, second.numpy()]
+    whole, *some = spearman(cosine, agreement, np.vstack([np.ones(len(agreement)), weights]))
+    low, high = Measured.interval(np.array(some))
+    return {"spearman": float(whole), "low": low, "high": high, "sentences": len(rows)}
 
 
 # --- one part of the literature each ------------------------------------------------------------------------

@@ -254,6 +254,11 @@ def seed_differences(run: Run, model: str, other: str) -> list[float]:
     return apart if len(apart) > 1 else []
 
 
+def by_seed(apart: list[float]) -> str:
+    """Say the differences under each seed after a mean; empty if there are none."""
+    return f"; by seed {', '.join(f'{one:+.3f}' for one in apart)}" if apart else ""
+
+
 def _beside(run: Run, model: str, other: str, found: list[float], about: str = "") -> str:
     """Say on which side of another model one lies, over rows and under each seed.
 
@@ -267,8 +272,7 @@ def _beside(run: Run, model: str, other: str, found: list[float], about: str = "
     apart = seed_differences(run, model, other)
     split = found[1] * found[2] > 0 and any(one * found[0] <= 0 for one in apart)
     limits = ", on these rows but not under every seed" if split else ""
-    seeds = f"; by seed {', '.join(f'{one:+.3f}' for one in apart)}" if apart else ""
-    return f"is {_side(*found[1:])} {other}{about}{limits}: {with_interval(*found, '+')}{seeds}."
+    return f"is {_side(*found[1:])} {other}{about}{limits}: {with_interval(*found, '+')}{by_seed(apart)}."
 
 
 def findings(run: Run) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from workbench.runs import Run
-from workbench.tables import Table, flops_text, seed_differences, with_interval
+from workbench.tables import Table, by_seed, flops_text, seed_differences, with_interval
 from workbench.zoo_scores import (
     MAIN,
     best_of_groups,
@@ -185,8 +185,7 @@ def zoo_findings(run: Run) -> list[str]:
     for name in ways if grid else ():
         cost = cost_of_way(metrics, name, "flops_per_pair")
         change = metric_row(metrics, name, f"{MAIN}_minus_{reference}")
-        apart = seed_differences(run, name, reference)
-        seeds = f"; by seed {', '.join(f'{one:+.3f}' for one in apart)}" if apart else ""
+        seeds = by_seed(seed_differences(run, name, reference))
         told = "" if change is None else f"; R@10 minus {reference}: {_score(change, signed=True)}{seeds}"
         lines.append(
             f"{name}, the best of its kind ({kinds[name]}), takes {cost / grid:.2f} of {reference}'s "

@@ -1,14 +1,11 @@
 """Serves the dashboards: one page each, and a first page that lists them."""
 
 import ast
-import atexit
-import gc
 import ipaddress
 import os
 import re
 import secrets
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +48,6 @@ def serve_apps(
     """
     check_device(device)
     options = login_options(address, port, origins or [], password_file)
-    load_libraries()
     import panel as pn
 
     os.environ.update(WORKBENCH_OUT=str(out), WORKBENCH_DEVICE=device)
@@ -64,19 +60,6 @@ def serve_apps(
         raise RunError(
             f"cannot listen on {address}:{port} ({problem.strerror}); choose another --port"
         ) from None
-
-
-def load_libraries() -> None:
-    """Load what pages need before the first is asked for, and have the garbage collector pass over it.
-
-    Libraries are a million objects, which stay as long as the server: to look through them takes half a
-    second now and then, in which no page gets its answer.
-    """
-    for name in (*(f"workbench.views.{page}" for page in app_paths()), "sentence_transformers", "open_clip"):
-        import_module(name)
-    gc.collect()
-    gc.freeze()
-    atexit.register(gc.unfreeze)  # else libraries count at the end what was passed over as lost, and say so
 
 
 def pages() -> dict[str, str]:
