@@ -316,6 +316,10 @@ def test_costs_are_of_the_whole_and_of_each_pair(finished, value):
         for metric in ("flops", "seconds", "parameters"):
             assert value(model, "cost", metric)["value"] == card[metric]
             assert value(model, "cost", f"{metric}_per_pair")["value"] == pytest.approx(card[metric] / pairs)
+    each = {model: value(model, "cost", "flops_per_pair")["value"] for model in ("ape", "few", "search")}
+    for model, operations in each.items():
+        share = value(model, "cost", "flops_of_ape")["value"]
+        assert share == pytest.approx(operations / each["ape"])
     cost = finished[0].metrics.filter(group="cost")
     assert "chance" not in set(cost["model"])
     assert not cost.filter(pl.col("metric").str.contains("_minus_")).height

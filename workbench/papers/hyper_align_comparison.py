@@ -322,24 +322,26 @@ class _Metrics:
             return
         kept = np.stack([[one.results[key].numpy() for key in keys] for one in items]).mean(1).astype(float)
         count = kept.shape[-1]
-        weights = np.random.default_rng(0).multinomial(
-            count, np.full(count, 1 / count), size=self.recipe.resamples
-        )
+        rng = np.random.default_rng(0)
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=self.recipe.resamples)
         for place, metric in enumerate(("top1", "top5") if asked.classes > 9 else ("top1",)):
             values = kept[:, place]
             measured = Measured(values.mean(1), values @ weights.T / count)
             self._add(("test", f"set={asked.name}", count), metric, measured, items)
 
     def _measure_cost(self) -> None:
-        """Operations, seconds and parameters, of the whole and for each pair; no interval."""
+        """Operations, seconds and parameters, whole and by pair, and the reference's share; no interval."""
         items = [one for one in self.found if one.seed is not None]
-        for metric in ("flops", "seconds", "parameters"):
-            values = np.array([float(one.card[metric]) for one in items])
-            each = values / np.array([one.card["pairs"] for one in items])
-            for name, found in ((metric, values), (f"{metric}_per_pair", each)):
-                self._add(
-                    ("test", "cost", len(items)), name, Measured(found, found[:, None]), items, alone=True
-                )
+        kept = ("flops", "seconds", "parameters", "pairs")
+        cards = pl.DataFrame({what: [one.card[what] for one in items] for what in kept})
+        each = (pl.all().exclude("pairs") / pl.col("pairs")).name.suffix("_per_pair")
+        costs = cards.with_columns(each).drop("pairs")
+        grid = costs.filter(pl.Series([one.model == self.recipe.reference for one in items]))
+        share = pl.col("flops_per_pair") / grid["flops_per_pair"].mean()
+        for column in costs.with_columns(share.alias(f"flops_of_{self.recipe.reference}")):
+            values = column.to_numpy().astype(float)
+            measured = Measured(values, values[:, None])
+            self._add(("test", "cost", len(items)), column.name, measured, items, alone=True)
 
 
 def _choices(tables: dict[str, _Table], items: list[Found], reference: str) -> dict[str, Measured]:
