@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -897,6 +898,21 @@ def test_the_posters_recipe_is_the_posters():
     }
     assert not any(one.comparable for one in recipe.published)
     assert all(one.source and one.table for one in recipe.published)
+
+
+def test_the_posters_encoders_are_known_to_timm_ten_of_each_width():
+    names = [name.removeprefix("timm:") for name in load_recipe("hyper_align_poster").zoo.images]
+    widths = []
+    for name in names:
+        with torch.device("meta"):  # the shape of each, without its weights
+            module = timm.create_model(name, pretrained=False)
+        module.reset_classifier(0)
+        widths.append(module.num_features)
+        assert timm.get_pretrained_cfg(name).hf_hub_id, name
+    assert widths == [384] * 10 + [768] * 10 + [1024] * 10
+    # Two names are one set of weights, as in the research code: the zoo has 29 encoders and a duplicate.
+    weights = [timm.get_pretrained_cfg(name).hf_hub_id for name in names]
+    assert len(set(weights)) == 29
 
 
 @pytest.mark.parametrize("name", ["hyper_align_scenes", "hyper_align_flickr8k", "hyper_align_emoji"])
