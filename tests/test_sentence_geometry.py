@@ -17,6 +17,7 @@ from workbench.sentence_geometry import (
     Views,
     agreement_measured,
     alignment_table,
+    deletion_table,
     held_out,
     overall,
     rank_table,
@@ -132,6 +133,26 @@ def test_slices_are_of_the_plain_encoder_by_depth_and_of_the_conditioned_one(mod
     expected = spearmanr((sides[0] * sides[1]).sum(1), asked["label"]).statistic
     found = table.filter(embeddings="conditioned", width=384)["spearman"].item()
     assert found == pytest.approx(expected, abs=1e-3)  # cosines of single precision tie or not
+
+
+def test_deletion_is_the_mean_fall_over_pairs_that_agree(model, monkeypatch):
+    cosines = {0: (0.9, 0.2, 0.8), 1: (0.7, 0.5, 0.3)}
+    asked = []
+
+    def deletion(self, first, second, condition):
+        asked.append((first, second, condition))
+        return cosines[len(asked) - 1]
+
+    monkeypatch.setattr(geometry.WordAttribution, "deletion", deletion)
+    table = deletion_table(model, count=2)
+    agree = geometry.pairs()["test"].filter(pl.col("label") == 1)
+    known = set(agree.select("sentence1", "sentence2", "condition").rows())
+    assert set(asked) <= known
+    assert table["words"].to_list() == ["none", "of the five strongest pairs", "drawn", "difference"]
+    assert table["cosine"].to_list()[:3] == pytest.approx([0.8, 0.35, 0.55])
+    assert table["fall"].to_list()[1:] == pytest.approx([0.45, 0.25, 0.2])
+    assert table.filter(words="difference").select("low", "high").row(0) == pytest.approx((-0.2, 0.6))
+    assert table["pairs"].to_list() == [2] * 4
 
 
 def test_spaces_of_models_are_theirs_under_one_condition_and_the_plain_encoders(model):

@@ -27,6 +27,7 @@ from workbench.errors import DataError
 from workbench.evaluation.similarity import Measured, spearman
 from workbench.geometry.relative import Space
 from workbench.geometry.slices import depth_embeddings, depth_of, slice_scores
+from workbench.geometry.text_attribution import WordAttribution
 from workbench.geometry.uniformity import alignment, uniformity
 from workbench.geometry.whitening import mean_cosine, moments_of, whitening
 from workbench.model import HyperCL
@@ -228,6 +229,41 @@ def slice_table(model: HyperCL) -> pl.DataFrame:
     return pl.concat(
         table.select(pl.lit(name).alias("embeddings"), pl.all()) for name, table in tables.items()
     )
+
+
+def deletion_table(model: HyperCL, count: int = 16, resamples: int = 1000) -> pl.DataFrame:
+    """Cut the words of the five strongest pairs out of sentences that agree, or words drawn at random.
+
+    Args:
+        model: a trained one that reads texts as conditions.
+        count: pairs, drawn once and for all.
+        resamples: of the bootstrap over pairs.
+
+    Returns:
+        One row per way to cut: words (which are cut out), cosine (mean over pairs), fall (from the whole
+        sentences), low and high (95 %), pairs; the last row is the first fall less the second.
+
+    Raises:
+        DataError: an encoder that is no transformer.
+    """
+    alike = pairs()["test"].filter((pl.col("condition_kind") != "unseen") & (pl.col("label") == 1))
+    attribution = WordAttribution(model)
+    found = np.array([
+        attribution.deletion(row["sentence1"], row["sentence2"], row["condition"])
+        for row in alike.sample(min(count, alike.height), seed=0).to_dicts()
+    ])  # fmt: skip
+    falls = {"of the five strongest pairs": found[:, 0] - found[:, 1], "drawn": found[:, 0] - found[:, 2]}
+    falls["difference"] = found[:, 2] - found[:, 1]
+    drawn = np.random.default_rng(0).integers(len(found), size=(resamples, len(found)))
+    cosines = [*found[:, 1:].mean(0).tolist(), None]
+    rows = []
+    for (name, fall), cosine in zip(falls.items(), cosines, strict=True):
+        low, high = Measured.interval(fall[drawn].mean(1))
+        row = {"words": name, "cosine": cosine, "fall": float(fall.mean()), "low": low, "high": high}
+        rows.append(row | {"pairs": len(found)})
+    return pl.DataFrame([{"words": "none", "cosine": float(found[:, 0].mean()), "pairs": len(found)}, *rows],
+                        schema={"words": pl.String, "cosine": pl.Float64, "fall": pl.Float64,
+                                "low": pl.Float64, "high": pl.Float64, "pairs": pl.Int64})  # fmt: skip
 
 
 def spaces_of(

@@ -211,6 +211,12 @@ def test_whitening_needs_no_training_and_leaves_no_direction_in_charge(outcomes)
     assert outcomes["whitened"].values["uniformity"] < outcomes["untrained"].values["uniformity"]
 
 
+def test_whitening_the_packaged_encoder_is_a_closed_form_beside_it(outcomes):
+    packaged, whitened = (outcomes[name] for name in ("packaged", "packaged_whitened"))
+    assert whitened.about == packaged.about  # the same parameters, no history
+    assert whitened.values["uniformity"] < packaged.values["uniformity"]
+
+
 def test_the_random_table_has_the_start_of_the_layers_and_the_other_that_of_the_words(content):
     table = built(content).body.get_input_embeddings().weight.detach()[1:]
     assert float(table.std()) == pytest.approx(STD, rel=1e-4)

@@ -1,5 +1,6 @@
 """Attribution of a conditioned score to words, on the real encoder and heads as they start."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,6 +107,19 @@ def test_a_text_with_a_word_cut_out_is_the_text_without_it(hyper):
     asked = hyper.words(CONDITION, condition=True)
     expected = hyper.score(hyper.words("A small bird sings."), second, asked)
     assert hyper.score(cut, second, asked) == pytest.approx(expected, abs=1e-6)
+
+
+def test_deletion_cuts_the_words_of_the_strongest_pairs_and_as_many_drawn_ones(hyper):
+    one, other, found = hyper.of_pair(FIRST, SECOND, CONDITION, steps=4)
+    asked = hyper.words(CONDITION, condition=True)
+    ranked = sorted(np.ndindex(*found.values.shape), key=lambda place: -float(found.values[place]))[:3]
+    left, right = sorted({row for row, _ in ranked}), sorted({column for _, column in ranked})
+    whole, strongest, drawn = hyper.deletion(FIRST, SECOND, CONDITION, pairs=3, draws=2, steps=4)
+    assert whole == pytest.approx(hyper.score(one, other, asked), abs=1e-6)
+    assert strongest == pytest.approx(hyper.score(one.without(left), other.without(right), asked), abs=1e-6)
+    again = hyper.deletion(FIRST, SECOND, CONDITION, pairs=3, draws=2, steps=4, seed=1)
+    assert again[:2] == (whole, strongest)
+    assert again[2] != drawn
 
 
 def test_a_text_that_shows_nothing_is_refused(hyper):

@@ -81,6 +81,7 @@ class DomainRecipe(FamilyRecipe):
     training: Training
     domains: tuple[str, ...] = Field(min_length=1, description="that are trained on")
     new: tuple[str, ...] = Field(min_length=1, description="that are not")
+    split: Literal["val", "test"] = Field(default="test", description="val: to choose settings on")
     steps: int = Field(gt=0, description="of training for each domain")
     examples: int = Field(gt=1, description="S, texts of an intent to train on and for its mean")
     questions: int = Field(gt=0, description="Q, test texts of an intent")
@@ -157,14 +158,14 @@ class Domains:
 
 
 def load_data(recipe: DomainRecipe) -> Loaded:
-    """Read the first texts of every intent of the recipe's domains, those trained on first."""
+    """Read the first texts of every intent of the recipe's domains, domains trained on first."""
     folder, names = verified_folder(recipe.data.name), [*recipe.domains, *recipe.new]
     tables = {
         split: pl.read_parquet(folder / f"{split}.parquet")
         .filter(pl.col("domain").is_in(names), pl.int_range(pl.len()).over("intent") < count)
-        for split, count in (("train", recipe.examples), ("test", recipe.questions))
+        for split, count in (("train", recipe.examples), (recipe.split, recipe.questions))
     }  # fmt: skip
-    content = domains_of(TextEncoder(recipe.encoder), tables["train"], tables["test"], names)
+    content = domains_of(TextEncoder(recipe.encoder), *tables.values(), names)
     counts = {split: {"texts": table.height, "domains": len(names)} for split, table in tables.items()}
     return Loaded(content, digest(str(names), *(table.write_json() for table in tables.values())), counts)
 

@@ -28,6 +28,7 @@ FAMILIES = (
     "low_rank",
     "sentences",
     "domains",
+    "matryoshka",
 )
 # Each comparison module has RECIPE, load_data, needs_tokens and compare.
 PAPERS = {

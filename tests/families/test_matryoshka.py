@@ -1,0 +1,161 @@
+"""2-D Matryoshka: what is read after which layer, what is trained, what a turn may change, and the scores."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from scipy import stats
+from sklearn.decomposition import TruncatedSVD
+
+from tests.families.histories import outcome_of_each
+from workbench.errors import RecipeError
+from workbench.families.matryoshka import (
+    Content,
+    Layers,
+    MatryoshkaModel,
+    ScoredPairs,
+    load_data,
+    measure,
+    turn,
+    widths_of,
+)
+from workbench.geometry.slices import depth_embeddings
+from workbench.papers import load_recipe
+from workbench.training import seed_everything
+
+CHANGES = {
+    "training": {"epochs": 1, "batch_size": 6, "learning_rate": 2e-4},
+    "depths": [1, 3, 6],
+    "pairs": 24,
+}
+WHO = ["a man", "a woman", "the old dog", "my small cat", "some children", "the tired teacher"]
+WHAT = ["plays a flute", "reads a long book in the park", "runs along the beach", "eats an apple"]
+TEXTS = [f"{who} {what}." for who in WHO for what in WHAT]
+
+
+def table_of(shift: int) -> pl.DataFrame:
+    """Pairs that share the person, the deed or nothing."""
+    other = [*TEXTS[shift:], *TEXTS[:shift]]
+    score = [2.5 * sum(a in two for a in (one[:6], one[-8:])) for one, two in zip(TEXTS, other, strict=True)]
+    return pl.DataFrame({"sentence1": TEXTS, "sentence2": other, "score": score})
+
+
+@pytest.fixture(scope="module")
+def content(encoder):
+    train, asked = (
+        ScoredPairs.of(encoder, pl.concat([table_of(a), table_of(b)])) for a, b in ((1, 4), (2, 8))
+    )
+    return Content(train, asked, encoder)
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return load_recipe("family_matryoshka", CHANGES)
+
+
+@pytest.fixture(scope="module")
+def outcomes(recipe, content, tmp_path_factory):
+    return outcome_of_each(measure, recipe, content, tmp_path_factory.mktemp)
+
+
+def test_an_encoder_is_read_after_each_layer_as_the_library_reads_it(content, encoder):
+    net, depths = Layers(encoder).eval(), [0, 2, 6]
+    found = net.embed(content.train.first, depths)
+    expected = depth_embeddings(encoder, TEXTS, depths)
+    torch.testing.assert_close(found[:, : len(TEXTS)], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_turn_to_principal_directions_changes_no_cosine_and_orders_the_entries(content, encoder):
+    net, depths = Layers(encoder).eval(), [3, 6]
+    before = net.embed(content.asked.first, depths)
+    after = (before.double() @ turn(net, content, depths)).float()
+    torch.testing.assert_close(after @ after.mT, before @ before.mT, atol=1e-5, rtol=1e-4)
+    known = torch.cat([net.embed(side, depths) for side in (content.train.first, content.train.second)], 1)
+    svd = TruncatedSVD(5, algorithm="arpack").fit(known[1].double().numpy())
+    expected = np.abs(svd.transform(before[1].double().numpy()))
+    np.testing.assert_allclose(np.abs(after[1][:, :5].double().numpy()), expected, atol=1e-4)
+
+
+def test_slices_are_scored_as_an_independent_implementation_does(outcomes, content, encoder):
+    sides = [
+        depth_embeddings(encoder, texts, [1, 3, 6])
+        for texts in (TEXTS + TEXTS, table_of(2)["sentence2"].to_list() + table_of(8)["sentence2"].to_list())
+    ]
+    gold = content.asked.score.numpy()
+
+    def score(depth: int, width: int) -> float:
+        one, two = (side[[1, 3, 6].index(depth), :, :width] for side in sides)
+        return stats.spearmanr(torch.cosine_similarity(one, two).numpy(), gold).statistic
+
+    values, full = outcomes["packaged"].values, widths_of(384)[-1]
+    assert values["spearman"] == pytest.approx(score(6, full), abs=2e-3)
+    assert values["spearman_half_depth"] == pytest.approx(score(3, full), abs=2e-3)
+    for name, width in (("half", 192), ("quarter", 96), ("eighth", 48)):
+        assert values[f"{name}_share"] == pytest.approx(score(6, width) / score(6, full), abs=5e-3)
+    lowest = min(score(depth, 192) / score(depth, full) for depth in (1, 3, 6))
+    assert values["half_share_lowest"] == pytest.approx(lowest, abs=5e-3)
+    assert outcomes["packaged"].curves["after 6 layers"][0] == [48, 96, 192, 384]
+
+
+def test_a_turn_costs_nothing_at_full_width(outcomes):
+    packaged, own = (outcomes[name].values["spearman"] for name in ("packaged", "turned"))
+    assert own == pytest.approx(packaged, abs=1e-3)
+    assert "history" not in outcomes["turned"].about
+
+
+@pytest.mark.parametrize("kind", ["whole", "widths", "both"])
+def test_the_loss_of_the_first_step_by_hand(kind, content, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda states, *_, **__: states)
+    count = len(content.train.score)
+    training = {"epochs": 1, "batch_size": count, "learning_rate": 1e-9}
+    recipe = load_recipe("family_matryoshka", CHANGES | {"training": training, "pairs": None})
+    seed_everything(0)
+    history = measure(recipe, content, MatryoshkaModel(name="own", kind=kind), 0, tmp_path).about["history"]
+    texts = [[*TEXTS, *TEXTS], [text for shift in (1, 4) for text in table_of(shift)["sentence2"]]]
+    one, two = (depth_embeddings(encoder, side, range(7)) for side in texts)
+    gold = torch.tensor([score / 5 for shift in (1, 4) for score in table_of(shift)["score"]])
+
+    def error(depth: int, width: int) -> float:
+        cosine = torch.cosine_similarity(one[depth, :, :width], two[depth, :, :width])
+        return float((cosine - gold).square().mean())
+
+    widths = (384,) if kind == "whole" else (48, 96, 192, 384)
+    last = np.mean([error(6, width) for width in widths])
+    if kind != "both":
+        assert history[0]["loss"] == pytest.approx(last, abs=2e-4)
+        return
+    # The other layer is drawn: the mean with one of the five.
+    options = [(last + np.mean([error(depth, width) for width in widths])) / 2 for depth in range(1, 6)]
+    assert min(abs(option - history[0]["loss"]) for option in options) < 2e-4
+    assert max(options) - min(options) > 2e-3
+
+
+def test_training_lowers_the_loss(content, tmp_path):
+    longer = load_recipe("family_matryoshka", CHANGES | {"training": {**CHANGES["training"], "epochs": 6}})
+    seed_everything(0)
+    history = measure(longer, content, MatryoshkaModel(name="own", kind="both"), 0, tmp_path).about["history"]
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_the_same_seed_gives_the_same_numbers(recipe, content, outcomes, tmp_path):
+    seed_everything(0)
+    model = next(model for model in recipe.models if model.name == "both")
+    assert measure(recipe, content, model, 0, tmp_path).values == outcomes["both"].values
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"split": "train"}, "split"), ({"depths": []}, "depths"), ({"pairs": 0}, "pairs")],
+)
+def test_settings_that_make_no_sense_are_refused(change, said):
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("family_matryoshka", CHANGES | change)
+
+
+def test_the_prepared_set_is_read(prepared):
+    prepared("stsb-en")
+    assert load_data(load_recipe("family_matryoshka")).counts == {
+        "train": {"pairs": 5749},
+        "test": {"pairs": 1379},
+    }
+    assert load_data(load_recipe("family_matryoshka", {"split": "valid"})).counts["valid"] == {"pairs": 1500}

@@ -1,0 +1,218 @@
+"""2-D Matryoshka: one encoder whose embeddings may be cut to fewer entries and read off at fewer layers.
+
+An encoder f of L layers is trained on pairs of sentences with people's scores y, so that the cosine after l
+layers, of the first w entries alone, is right for many l and w at once:
+
+    L(l, w) = mean (cos(f_l(x)[:w], f_l(x')[:w]) - y)^2, y scaled to 0..1                                (1)
+    whole         L(L, D)                                                                                (2)
+    widths        mean over w of L(L, w)                                                                 (3)
+    both          mean over w and over l in {L, one drawn from 1..L-1 in every step} of L(l, w)          (4)
+
+Controls: the encoder as it comes; the same training for the whole vector alone, with the same pairs and
+steps; and, for the width, a closed form: the encoder as it comes, turned so that the first entries are the
+principal directions of the training sentences, after every layer its own. A turn changes no cosine of whole
+vectors. Nothing like it exists for layers.
+
+``spearman`` is the rank correlation of cosine and score, at the full width after all layers; ``half_share``
+what the first half of the entries keeps of it, ``quarter_share`` and ``eighth_share`` likewise;
+``half_share_lowest`` is the smallest share that half the entries keep of the full width after the same
+layers, over all depths read. ``spearman_half_depth`` is the score at the full width after the middle one.
+
+Deviations: the mean squared error of the cosine (SBERT's on such pairs) in place of AnglE's loss; without the
+term that aligns a lower layer's similarities with the last one's; lower layers weigh as much as the last.
+
+Shape letters: K depths, N pairs or texts, D width.
+
+Source: Li et al. (2024), 2D Matryoshka sentence embeddings, arXiv 2402.14776, section 3; Kusupati et al.
+(2022), Matryoshka representation learning, arXiv 2205.13147; Reimers and Gurevych (2019), arXiv 1908.10084,
+section 3 (the loss).
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workbench.encoders import TextEncoder
+from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
+from workbench.files import digest
+from workbench.finetuning import READ_AT_ONCE, TokenIds
+from workbench.geometry.slices import Sides, depth_of, nested, slice_scores
+from workbench.manifests import verified_folder
+from workbench.objectives import similarity_mse
+from workbench.papers.comparison import Loaded
+from workbench.training import Training, fit
+
+__all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
+
+HIGHEST = 5.0  # of people's scores
+BLOCKS = 4  # of like length, in which a batch is read
+
+
+class MatryoshkaModel(FamilyModel):
+    """What is trained to nest."""
+
+    kind: Literal["packaged", "turned", "whole", "widths", "both"]
+
+
+class MatryoshkaRecipe(FamilyRecipe):
+    """Settings of the comparison."""
+
+    paper: Literal["matryoshka"]
+    models: tuple[MatryoshkaModel, ...] = Field(min_length=1)
+    training: Training
+    split: Literal["valid", "test"] = Field(default="test", description="valid: to choose settings on")
+    depths: tuple[int, ...] = Field(min_length=1, description="layers after which the encoder is asked")
+    pairs: int | None = Field(default=None, gt=0, description="drawn by the seed to train on; null: all")
+
+
+RECIPE = MatryoshkaRecipe
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Pairs of one split; scores from 0 to 1."""
+
+    first: TokenIds
+    second: TokenIds
+    score: Float[Tensor, " N"]
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, table: pl.DataFrame) -> "ScoredPairs":
+        """Tokenise the columns sentence1 and sentence2 beside score, which goes from 0 to 5."""
+        sides = (TokenIds.of(encoder, table[name].to_list(), "cpu") for name in ("sentence1", "sentence2"))
+        return cls(*sides, torch.tensor(table["score"].to_list()) / HIGHEST)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is trained on and asked, and the encoder as it comes."""
+
+    train: ScoredPairs
+    asked: ScoredPairs
+    encoder: TextEncoder
+
+
+def load_data(recipe: MatryoshkaRecipe) -> Loaded:
+    """Read the pairs of the manifest that the recipe names."""
+    folder, encoder = verified_folder(recipe.data.name), TextEncoder(recipe.encoder)
+    tables = [pl.read_parquet(folder / f"{split}.parquet") for split in ("train", recipe.split)]
+    train, asked = (ScoredPairs.of(encoder, table) for table in tables)
+    counts = {"train": {"pairs": len(train.score)}, recipe.split: {"pairs": len(asked.score)}}
+    content = Content(train, asked, encoder)
+    return Loaded(content, digest(*(table.write_json() for table in tables)), counts)
+
+
+class Layers(nn.Module):
+    """A copy of an encoder that can be read after any of its layers, by the mean of the token states."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(encoder.model[0].auto_model).requires_grad_(True)
+        # At a few dozen tokens the plain kernel beats the fused one on a CPU, whose backward pass is slow.
+        self.body.set_attn_implementation("eager")
+        self.count = depth_of(encoder)
+
+    def forward(
+        self, texts: TokenIds, rows: Int[Tensor, " N"], depths: Sequence[int]
+    ) -> Float[Tensor, "K N D"]:
+        """Embed texts, each on its own unit vector, after each of some layers; 0 is the input."""
+        order, found = texts.offsets.diff()[rows].argsort(stable=True), []
+        for part in order.tensor_split(min(BLOCKS, len(order))):
+            ids, types, mask = texts.padded(rows[part])
+            read = self.body(
+                input_ids=ids, token_type_ids=types, attention_mask=mask.long(), output_hidden_states=True
+            ).hidden_states
+            length = mask.sum(1, keepdim=True)
+            pooled = torch.stack([(read[depth] * mask[..., None]).sum(1) / length for depth in depths])
+            found.append(functional.normalize(pooled, dim=-1))
+        return torch.cat(found, 1)[:, order.argsort()]
+
+    @torch.no_grad()
+    def embed(self, texts: TokenIds, depths: Sequence[int]) -> Float[Tensor, "K N D"]:
+        """Embed a whole table."""
+        rows = texts.offsets.diff().argsort(stable=True)
+        return torch.cat([self(texts, part, depths) for part in rows.split(READ_AT_ONCE)], 1)[
+            :, rows.argsort()
+        ]
+
+
+def widths_of(width: int) -> tuple[int, ...]:
+    """Return the slices that are trained and asked: an eighth, a quarter, half and all of the entries."""
+    return width // 8, width // 4, width // 2, width
+
+
+def train(
+    net: Layers, recipe: MatryoshkaRecipe, content: Content, model: MatryoshkaModel, seed: int, folder: Path
+) -> list[dict[str, int | float]]:
+    """Minimise equation (2), (3) or (4); returns the history."""
+    pairs, draw = content.train, torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(pairs.score), generator=draw)[: recipe.pairs]
+    width = net.body.config.hidden_size
+    widths = (width,) if model.kind == "whole" else widths_of(width)
+
+    def loss(items: Tensor) -> Tensor:
+        # The first pair's number seeds which other layer takes part, also after a resume.
+        own, depths = torch.Generator().manual_seed(int(items[0]) * 1009 + seed), [net.count]
+        if model.kind == "both":
+            depths.append(int(torch.randint(1, net.count, (), generator=own)))
+        rows = chosen[items]
+        first, second = (net(side, rows, depths) for side in (pairs.first, pairs.second))
+
+        def error(one: Tensor, other: Tensor) -> Tensor:
+            return similarity_mse((one * other).sum(-1), pairs.score[rows])
+
+        return nested(error, first, second, widths)
+
+    return fit(net, loss, len(chosen), recipe.training, folder, seed=seed)
+
+
+@torch.no_grad()
+def turn(net: Layers, content: Content, depths: Sequence[int]) -> Float[Tensor, "K D D"]:
+    """Return, for each depth, the principal directions of the training sentences, largest first."""
+    known = torch.cat([net.embed(side, depths) for side in (content.train.first, content.train.second)], 1)
+    return torch.linalg.eigh(known.mT.double() @ known.double()).eigenvectors.flip(-1)
+
+
+def measure(
+    recipe: MatryoshkaRecipe, content: Content, model: MatryoshkaModel, seed: int, folder: Path
+) -> Outcome:
+    """Train one row and score the slices."""
+    net, about = Layers(content.encoder).eval(), {}
+    if model.kind in ("whole", "widths", "both"):
+        about["history"] = train(net, recipe, content, model, seed, folder)
+    sides = [net.embed(side, recipe.depths) for side in (content.asked.first, content.asked.second)]
+    if model.kind == "turned":
+        directions = turn(net, content, recipe.depths)
+        sides = [(side.double() @ directions).float() for side in sides]
+    by_depth: dict[int, Sides] = dict(zip(recipe.depths, zip(*sides, strict=True), strict=True))
+    width = net.body.config.hidden_size
+    table = slice_scores(by_depth, content.asked.score.double().numpy(), widths_of(width))
+    score = {(row["depth"], row["width"]): row["spearman"] for row in table.to_dicts()}
+    last, half = max(recipe.depths), width // 2
+    values = {
+        "spearman": score[last, width],
+        "half_share": score[last, half] / score[last, width],
+        "quarter_share": score[last, width // 4] / score[last, width],
+        "eighth_share": score[last, width // 8] / score[last, width],
+        "half_share_lowest": min(score[depth, half] / score[depth, width] for depth in recipe.depths),
+        "spearman_half_depth": score[sorted(recipe.depths)[len(recipe.depths) // 2], width],
+    }
+    curves = {
+        f"after {depth} layers": ([float(one) for one in widths_of(width)],
+                                  [score[depth, one] for one in widths_of(width)])
+        for depth in recipe.depths
+    }  # fmt: skip
+    about["parameters"] = sum(one.numel() for one in net.body.parameters())
+    return Outcome(values, len(content.asked.score), about, curves)
+
+
+compare = comparison_of(measure)
