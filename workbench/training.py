@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,8 +89,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@lru_cache(maxsize=1)  # asked for in every step of the epoch
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of ``count`` items in an epoch, a function of seed and epoch alone."""
+    """Return the order of ``count`` items in an epoch, from seed and epoch alone; not to be written to."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
 
 

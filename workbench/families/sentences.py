@@ -63,6 +63,7 @@ __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 WIDTH, LAYERS, HEADS = 64, 2, 4
 STD = 0.125  # of the word table's start
 LONGEST = 64  # tokens of a sentence; later ones are not read
+KEPT = 256  # directions of the packaged encoder, as Su et al. (2021, arXiv 2103.15316) keep of BERT's
 ALIKE = 4.0  # pairs scored above are the positives of the alignment
 TRAINED = ("simcse", "diffcse")
 
@@ -294,7 +295,7 @@ def measure(
         first, second = (store.embed(side) for side in content.sides)
         if model.kind == "packaged_whitened":
             known = store.embed([content.texts[row] for row in drawn(recipe, content, seed).tolist()])
-            white = whitening(moments_of(known), min(len(known) - 1, known.shape[1]))
+            white = whitening(moments_of(known), min(len(known) - 1, KEPT))
             first, second = white(first), white(second)
         parameters = sum(one.numel() for one in content.encoder.model.parameters())
         return Outcome(scores(first, second, content.score), count, {"parameters": parameters})
