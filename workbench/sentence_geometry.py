@@ -234,6 +234,9 @@ def slice_table(model: HyperCL) -> pl.DataFrame:
 def deletion_table(model: HyperCL, count: int = 16, resamples: int = 1000) -> pl.DataFrame:
     """Cut the words of the five strongest pairs out of sentences that agree, or words drawn at random.
 
+    The sentences are of bundled test pairs whose conditions were trained on, in these words or others: where
+    a model does not know what is asked, no word can be what its score comes from.
+
     Args:
         model: a trained one that reads texts as conditions.
         count: pairs, drawn once and for all.

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from scipy import stats
 
 from workbench.errors import RecipeError
@@ -112,3 +113,25 @@ def test_lower_is_better_turns_the_order(tiny_family_run):
     turned.__dict__["recipe"] = tiny_family_run.recipe | {"lower_is_better": True}
     rows, other = score_table(tiny_family_run).rows, score_table(turned).rows
     assert [row[0] for row in rows] == [row[0] for row in other][::-1]
+
+
+@pytest.mark.parametrize("name", ["aspect", "low_rank", "personal"])
+def test_a_runs_identity_does_not_hang_on_the_last_digits_of_a_factorisation(name, monkeypatch):
+    """They change with the number of threads: a notebook trained again what had been trained before it."""
+    recipe, plain = load_recipe(f"family_{name}"), torch.linalg.qr
+    before = paper_of(name).load_data(recipe).sha256
+
+    def rounded_otherwise(matrix):
+        found = plain(matrix)
+        return type(found)((found.Q * (1 + 1e-7), found.R))
+
+    monkeypatch.setattr(torch.linalg, "qr", rounded_otherwise)
+    assert paper_of(name).load_data(recipe).sha256 == before
+
+
+@pytest.mark.parametrize("name", ["sentences", "domains", "matryoshka"])
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_run_says_which_split_was_asked(name, split, word_store, tmp_path):
+    recipe = load_recipe(f"family_{name}", {"split": split, "seeds": [0]})
+    compare = comparison_of(lambda *_: Outcome({recipe.metric: 0.5}, 3))
+    assert set(compare(recipe, None, word_store, tmp_path, "cpu").metrics["split"]) == {split}

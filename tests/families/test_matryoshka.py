@@ -1,25 +1,30 @@
 """2-D Matryoshka: what is read after which layer, what is trained, what a turn may change, and the scores."""
 
+import re
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from scipy import stats
 from sklearn.decomposition import TruncatedSVD
+from sklearn.linear_model import Ridge
 
 from tests.families.histories import outcome_of_each
-from workbench.errors import RecipeError
+from workbench.errors import DataError, RecipeError
 from workbench.families.matryoshka import (
+    STRENGTH,
     Content,
     Layers,
     MatryoshkaModel,
     ScoredPairs,
+    closed_form,
     load_data,
     measure,
-    turn,
     widths_of,
 )
 from workbench.geometry.slices import depth_embeddings
+from workbench.manifests import locate
 from workbench.papers import load_recipe
 from workbench.training import seed_everything
 
@@ -65,15 +70,33 @@ def test_an_encoder_is_read_after_each_layer_as_the_library_reads_it(content, en
     torch.testing.assert_close(found[:, : len(TEXTS)], expected, atol=1e-5, rtol=1e-4)
 
 
+def vectors_of(net: Layers, content: Content, depths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of all training sentences and of the first sentences asked about."""
+    sides = (content.train.first, content.train.second)
+    return torch.cat([net.embed(side, depths) for side in sides], 1), net.embed(content.asked.first, depths)
+
+
 def test_a_turn_to_principal_directions_changes_no_cosine_and_orders_the_entries(content, encoder):
-    net, depths = Layers(encoder).eval(), [3, 6]
-    before = net.embed(content.asked.first, depths)
-    after = (before.double() @ turn(net, content, depths)).float()
+    net, recipe = Layers(encoder).eval(), load_recipe("family_matryoshka", CHANGES | {"pairs": None})
+    known, before = vectors_of(net, content, recipe.depths)
+    after = closed_form(net, recipe, content, "turned", 0)(before)
+    # Single precision on both sides, here and below.
     torch.testing.assert_close(after @ after.mT, before @ before.mT, atol=1e-5, rtol=1e-4)
-    known = torch.cat([net.embed(side, depths) for side in (content.train.first, content.train.second)], 1)
     svd = TruncatedSVD(5, algorithm="arpack").fit(known[1].double().numpy())
     expected = np.abs(svd.transform(before[1].double().numpy()))
     np.testing.assert_allclose(np.abs(after[1][:, :5].double().numpy()), expected, atol=1e-4)
+
+
+def test_a_map_to_the_last_layer_is_ridge_regression_and_leaves_that_layer_alone(content, encoder):
+    net, recipe = Layers(encoder).eval(), load_recipe("family_matryoshka", CHANGES | {"pairs": None})
+    known, before = vectors_of(net, content, recipe.depths)
+    turned, mapped = (closed_form(net, recipe, content, kind, 0)(before) for kind in ("turned", "mapped"))
+    torch.testing.assert_close(mapped[-1], turned[-1])
+    inputs, targets = (known[place].double().numpy() for place in (1, 2))
+    load = STRENGTH * inputs.var(0).mean() * len(inputs)
+    fitted = Ridge(alpha=load).fit(inputs, targets).predict(before[1].double().numpy())
+    # A turn keeps products, so both may be compared without it.
+    np.testing.assert_allclose((mapped[1] @ mapped[1].T).numpy(), fitted @ fitted.T, atol=1e-4)
 
 
 def test_slices_are_scored_as_an_independent_implementation_does(outcomes, content, encoder):
@@ -89,7 +112,7 @@ def test_slices_are_scored_as_an_independent_implementation_does(outcomes, conte
 
     values, full = outcomes["packaged"].values, widths_of(384)[-1]
     assert values["spearman"] == pytest.approx(score(6, full), abs=2e-3)
-    assert values["spearman_half_depth"] == pytest.approx(score(3, full), abs=2e-3)
+    assert values["spearman_middle_depth"] == pytest.approx(score(3, full), abs=2e-3)
     for name, width in (("half", 192), ("quarter", 96), ("eighth", 48)):
         assert values[f"{name}_share"] == pytest.approx(score(6, width) / score(6, full), abs=5e-3)
     lowest = min(score(depth, 192) / score(depth, full) for depth in (1, 3, 6))
@@ -97,9 +120,14 @@ def test_slices_are_scored_as_an_independent_implementation_does(outcomes, conte
     assert outcomes["packaged"].curves["after 6 layers"][0] == [48, 96, 192, 384]
 
 
-def test_a_turn_costs_nothing_at_full_width(outcomes):
-    packaged, own = (outcomes[name].values["spearman"] for name in ("packaged", "turned"))
-    assert own == pytest.approx(packaged, abs=1e-3)
+def test_closed_forms_cost_nothing_at_full_size_and_change_slices_and_depths(outcomes):
+    packaged, turned, mapped = (outcomes[name].values for name in ("packaged", "turned", "mapped"))
+    for one in (turned, mapped):
+        assert one["spearman"] == pytest.approx(packaged["spearman"], abs=1e-3)  # rounding orders ties
+        assert one["eighth_share"] != pytest.approx(packaged["eighth_share"], abs=1e-3)
+    middle = [one["spearman_middle_depth"] for one in (packaged, turned, mapped)]
+    assert middle[1] == pytest.approx(middle[0], abs=1e-3)
+    assert middle[2] != pytest.approx(middle[0], abs=1e-3)
     assert "history" not in outcomes["turned"].about
 
 
@@ -130,11 +158,13 @@ def test_the_loss_of_the_first_step_by_hand(kind, content, encoder, tmp_path, mo
     assert max(options) - min(options) > 2e-3
 
 
-def test_training_lowers_the_loss(content, tmp_path):
+def test_training_lowers_the_loss_and_leaves_the_packaged_encoder_alone(content, encoder, tmp_path):
+    before = encoder.encode(TEXTS[:2])
     longer = load_recipe("family_matryoshka", CHANGES | {"training": {**CHANGES["training"], "epochs": 6}})
     seed_everything(0)
     history = measure(longer, content, MatryoshkaModel(name="own", kind="both"), 0, tmp_path).about["history"]
     assert history[-1]["loss"] < history[0]["loss"]
+    assert torch.equal(encoder.encode(TEXTS[:2]), before)
 
 
 def test_the_same_seed_gives_the_same_numbers(recipe, content, outcomes, tmp_path):
@@ -152,10 +182,24 @@ def test_settings_that_make_no_sense_are_refused(change, said):
         load_recipe("family_matryoshka", CHANGES | change)
 
 
-def test_the_prepared_set_is_read(prepared):
+def test_the_prepared_set_is_read_without_pairs_that_share_a_sentence_with_those_asked(prepared):
     prepared("stsb-en")
-    assert load_data(load_recipe("family_matryoshka")).counts == {
-        "train": {"pairs": 5749},
-        "test": {"pairs": 1379},
-    }
-    assert load_data(load_recipe("family_matryoshka", {"split": "valid"})).counts["valid"] == {"pairs": 1500}
+    folder = locate("stsb-en")
+    for split, count in (("test", 1379), ("valid", 1500)):
+        counts = load_data(load_recipe("family_matryoshka", {"split": split})).counts
+        train, own = (
+            pl.read_parquet(folder / f"{name}.parquet").select("sentence1", "sentence2").rows()
+            for name in ("train", split)
+        )
+        known = {sentence for pair in own for sentence in pair}
+        kept = sum(not known & {*pair} for pair in train)
+        assert counts == {"train": {"pairs": kept}, split: {"pairs": count}}
+        assert 5000 < kept < len(train) == 5749
+
+
+@pytest.mark.parametrize("depths", [[2, 7], [-1, 6], [2, 4]])
+def test_depths_that_the_encoder_does_not_have_are_refused(prepared, depths):
+    prepared("stsb-en")
+    said = f"depths must lie in 0..6, 6 among them, for all-MiniLM-L6-v2; got {depths}"
+    with pytest.raises(DataError, match=re.escape(said)):
+        load_data(load_recipe("family_matryoshka", {"depths": depths}))

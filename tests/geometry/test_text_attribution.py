@@ -109,17 +109,27 @@ def test_a_text_with_a_word_cut_out_is_the_text_without_it(hyper):
     assert hyper.score(cut, second, asked) == pytest.approx(expected, abs=1e-6)
 
 
-def test_deletion_cuts_the_words_of_the_strongest_pairs_and_as_many_drawn_ones(hyper):
+def test_deletion_cuts_the_words_of_the_strongest_pairs_and_as_many_drawn_ones(hyper, monkeypatch):
     one, other, found = hyper.of_pair(FIRST, SECOND, CONDITION, steps=4)
     asked = hyper.words(CONDITION, condition=True)
     ranked = sorted(np.ndindex(*found.values.shape), key=lambda place: -float(found.values[place]))[:3]
-    left, right = sorted({row for row, _ in ranked}), sorted({column for _, column in ranked})
-    whole, strongest, drawn = hyper.deletion(FIRST, SECOND, CONDITION, pairs=3, draws=2, steps=4)
-    assert whole == pytest.approx(hyper.score(one, other, asked), abs=1e-6)
-    assert strongest == pytest.approx(hyper.score(one.without(left), other.without(right), asked), abs=1e-6)
-    again = hyper.deletion(FIRST, SECOND, CONDITION, pairs=3, draws=2, steps=4, seed=1)
-    assert again[:2] == (whole, strongest)
-    assert again[2] != drawn
+    strongest = [sorted({*places}) for places in zip(*ranked, strict=True)]
+    cut, plain = [], type(one).without
+    monkeypatch.setattr(
+        type(one), "without", lambda self, words: cut.append((len(self.words), words)) or plain(self, words)
+    )
+    scores = hyper.deletion(FIRST, SECOND, CONDITION, pairs=3, draws=2, steps=4)
+
+    def score(words: list[list[int]]) -> float:
+        return hyper.score(plain(one, words[0]), plain(other, words[1]), asked)
+
+    # Both sentences of two draws, then of the strongest pairs.
+    assert [count for count, _ in cut] == [6, 7] * 3
+    draws = [[words for _, words in cut[start : start + 2]] for start in (0, 2)]
+    assert [sorted(words) for _, words in cut[4:]] == strongest
+    assert [[len({*words}) for words in draw] for draw in draws] == [[*map(len, strongest)]] * 2
+    expected = score([[], []]), score(strongest), (score(draws[0]) + score(draws[1])) / 2
+    assert scores == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_text_that_shows_nothing_is_refused(hyper):

@@ -147,8 +147,9 @@ def _metrics(recipe: FamilyRecipe, found: list[Found]) -> pl.DataFrame:
             for other in sorted({recipe.reference, against[name]} - {name, None}):
                 if metric in values[other]:
                     rows.append(_mean(name, f"{metric}_minus_{other}", seeds - values[other][metric]))
-    fixed = {"paper": recipe.paper, "recipe": recipe.name, "dataset": recipe.data.name, "split": "test",
-             "group": "all"}  # fmt: skip
+    # A family that may be asked on another split, to choose settings there, says on which it was.
+    fixed = {"paper": recipe.paper, "recipe": recipe.name, "dataset": recipe.data.name, "group": "all",
+             "split": getattr(recipe, "split", "test")}  # fmt: skip
     laid = [{**dict.fromkeys(METRIC_COLUMNS), **fixed, **row, "count": counts[row["model"]]} for row in rows]
     return pl.DataFrame(laid, schema=METRIC_COLUMNS)
 

@@ -81,7 +81,7 @@ class DomainRecipe(FamilyRecipe):
     training: Training
     domains: tuple[str, ...] = Field(min_length=1, description="that are trained on")
     new: tuple[str, ...] = Field(min_length=1, description="that are not")
-    split: Literal["val", "test"] = Field(default="test", description="val: to choose settings on")
+    split: Literal["valid", "test"] = Field(default="test", description="valid: to choose settings on")
     steps: int = Field(gt=0, description="of training for each domain")
     examples: int = Field(gt=1, description="S, texts of an intent to train on and for its mean")
     questions: int = Field(gt=0, description="Q, test texts of an intent")
@@ -160,8 +160,9 @@ class Domains:
 def load_data(recipe: DomainRecipe) -> Loaded:
     """Read the first texts of every intent of the recipe's domains, domains trained on first."""
     folder, names = verified_folder(recipe.data.name), [*recipe.domains, *recipe.new]
+    files = {"train": "train", "valid": "val", "test": "test"}
     tables = {
-        split: pl.read_parquet(folder / f"{split}.parquet")
+        split: pl.read_parquet(folder / f"{files[split]}.parquet")
         .filter(pl.col("domain").is_in(names), pl.int_range(pl.len()).over("intent") < count)
         for split, count in (("train", recipe.examples), (recipe.split, recipe.questions))
     }  # fmt: skip

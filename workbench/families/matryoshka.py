@@ -9,14 +9,15 @@ layers, of the first w entries alone, is right for many l and w at once:
     both          mean over w and over l in {L, one drawn from 1..L-1 in every step} of L(l, w)          (4)
 
 Controls: the encoder as it comes; the same training for the whole vector alone, with the same pairs and
-steps; and, for the width, a closed form: the encoder as it comes, turned so that the first entries are the
-principal directions of the training sentences, after every layer its own. A turn changes no cosine of whole
-vectors. Nothing like it exists for layers.
+steps; and two closed forms on the same sentences. ``turned``: after every layer the first entries are the
+principal directions of the training sentences, about zero; a turn changes no cosine of whole vectors.
+``mapped``: a least-squares map from each layer's vectors to the last one's, then the last one's turn.
 
 ``spearman`` is the rank correlation of cosine and score, at the full width after all layers; ``half_share``
 what the first half of the entries keeps of it, ``quarter_share`` and ``eighth_share`` likewise;
 ``half_share_lowest`` is the smallest share that half the entries keep of the full width after the same
-layers, over all depths read. ``spearman_half_depth`` is the score at the full width after the middle one.
+layers, over all depths read. ``spearman_middle_depth`` is the score at the full width after the middle one
+of these depths. Training pairs that share a sentence with the pairs asked about are left out.
 
 Deviations: the mean squared error of the cosine (SBERT's on such pairs) in place of AnglE's loss; without the
 term that aligns a lower layer's similarities with the last one's; lower layers weigh as much as the last.
@@ -28,8 +29,7 @@ Source: Li et al. (2024), 2D Matryoshka sentence embeddings, arXiv 2402.14776, s
 section 3 (the loss).
 """
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,14 +38,17 @@ import polars as pl
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from workbench.encoders import TextEncoder
+from workbench.errors import DataError
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
 from workbench.files import digest
-from workbench.finetuning import READ_AT_ONCE, TokenIds
+from workbench.finetuning import READ_AT_ONCE, Finetuning, Reader, TokenIds
+from workbench.geometry.closed_form import ridge
 from workbench.geometry.slices import Sides, depth_of, nested, slice_scores
+from workbench.geometry.whitening import moments_of
 from workbench.manifests import verified_folder
 from workbench.objectives import similarity_mse
 from workbench.papers.comparison import Loaded
@@ -55,12 +58,13 @@ __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
 HIGHEST = 5.0  # of people's scores
 BLOCKS = 4  # of like length, in which a batch is read
+STRENGTH = 0.01  # of the ridge of maps between layers, in units of the mean variance
 
 
 class MatryoshkaModel(FamilyModel):
     """What is trained to nest."""
 
-    kind: Literal["packaged", "turned", "whole", "widths", "both"]
+    kind: Literal["packaged", "turned", "mapped", "whole", "widths", "both"]
 
 
 class MatryoshkaRecipe(FamilyRecipe):
@@ -70,8 +74,12 @@ class MatryoshkaRecipe(FamilyRecipe):
     models: tuple[MatryoshkaModel, ...] = Field(min_length=1)
     training: Training
     split: Literal["valid", "test"] = Field(default="test", description="valid: to choose settings on")
-    depths: tuple[int, ...] = Field(min_length=1, description="layers after which the encoder is asked")
-    pairs: int | None = Field(default=None, gt=0, description="drawn by the seed to train on; null: all")
+    depths: tuple[int, ...] = Field(
+        min_length=1, description="layers after which the encoder is asked, all of them among these"
+    )
+    pairs: int | None = Field(
+        default=None, gt=0, description="drawn by the seed to train on and to fit closed forms to; null: all"
+    )
 
 
 RECIPE = MatryoshkaRecipe
@@ -102,24 +110,31 @@ class Content:
 
 
 def load_data(recipe: MatryoshkaRecipe) -> Loaded:
-    """Read the pairs of the manifest that the recipe names."""
+    """Read the pairs of the manifest that the recipe names.
+
+    Raises:
+        DataError: depths that the encoder does not have, or without its last layer.
+    """
     folder, encoder = verified_folder(recipe.data.name), TextEncoder(recipe.encoder)
-    tables = [pl.read_parquet(folder / f"{split}.parquet") for split in ("train", recipe.split)]
-    train, asked = (ScoredPairs.of(encoder, table) for table in tables)
-    counts = {"train": {"pairs": len(train.score)}, recipe.split: {"pairs": len(asked.score)}}
-    content = Content(train, asked, encoder)
-    return Loaded(content, digest(*(table.write_json() for table in tables)), counts)
+    last = depth_of(encoder)
+    if not all(0 <= depth <= last for depth in recipe.depths) or last not in recipe.depths:
+        raise DataError(
+            f"depths must lie in 0..{last}, {last} among them, for {encoder.name}; got {[*recipe.depths]}"
+        )
+    train, asked = (pl.read_parquet(folder / f"{split}.parquet") for split in ("train", recipe.split))
+    known = pl.concat([asked["sentence1"], asked["sentence2"]]).implode()
+    train = train.filter(~pl.col("sentence1").is_in(known) & ~pl.col("sentence2").is_in(known))
+    content = Content(*(ScoredPairs.of(encoder, table) for table in (train, asked)), encoder)
+    counts = {"train": {"pairs": train.height}, recipe.split: {"pairs": asked.height}}
+    return Loaded(content, digest(train.write_json(), asked.write_json()), counts)
 
 
-class Layers(nn.Module):
-    """A copy of an encoder that can be read after any of its layers, by the mean of the token states."""
+class Layers(Reader):
+    """A copy of an encoder that can be read after any of its layers, by the encoder's own pooling."""
 
     def __init__(self, encoder: TextEncoder) -> None:
-        super().__init__()
-        self.body = copy.deepcopy(encoder.model[0].auto_model).requires_grad_(True)
-        # At a few dozen tokens the plain kernel beats the fused one on a CPU, whose backward pass is slow.
-        self.body.set_attn_implementation("eager")
-        self.count = depth_of(encoder)
+        super().__init__(encoder, Finetuning(learning_rate=1.0, normalise=False))
+        self.last, self.width = depth_of(encoder), self.transformer.config.hidden_size
 
     def forward(
         self, texts: TokenIds, rows: Int[Tensor, " N"], depths: Sequence[int]
@@ -128,21 +143,23 @@ class Layers(nn.Module):
         order, found = texts.offsets.diff()[rows].argsort(stable=True), []
         for part in order.tensor_split(min(BLOCKS, len(order))):
             ids, types, mask = texts.padded(rows[part])
-            read = self.body(
-                input_ids=ids, token_type_ids=types, attention_mask=mask.long(), output_hidden_states=True
+            extra = {"token_type_ids": types} if self.typed else {}
+            states = self.transformer(
+                input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, **extra
             ).hidden_states
-            length = mask.sum(1, keepdim=True)
-            pooled = torch.stack([(read[depth] * mask[..., None]).sum(1) / length for depth in depths])
-            found.append(functional.normalize(pooled, dim=-1))
+            pooled = [self._pool(states[depth] * mask[..., None], mask) for depth in depths]
+            found.append(functional.normalize(torch.stack(pooled), dim=-1))
         return torch.cat(found, 1)[:, order.argsort()]
 
     @torch.no_grad()
-    def embed(self, texts: TokenIds, depths: Sequence[int]) -> Float[Tensor, "K N D"]:
-        """Embed a whole table."""
-        rows = texts.offsets.diff().argsort(stable=True)
-        return torch.cat([self(texts, part, depths) for part in rows.split(READ_AT_ONCE)], 1)[
-            :, rows.argsort()
-        ]
+    def embed(
+        self, texts: TokenIds, depths: Sequence[int], rows: Int[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "K N D"]:
+        """Embed some texts of a table, or all."""
+        rows = torch.arange(len(texts)) if rows is None else rows
+        order = texts.offsets.diff()[rows].argsort(stable=True)
+        parts = [self(texts, rows[part], depths) for part in order.split(READ_AT_ONCE)]
+        return torch.cat(parts, 1)[:, order.argsort()]
 
 
 def widths_of(width: int) -> tuple[int, ...]:
@@ -150,20 +167,24 @@ def widths_of(width: int) -> tuple[int, ...]:
     return width // 8, width // 4, width // 2, width
 
 
+def drawn(recipe: MatryoshkaRecipe, content: Content, seed: int) -> Int[Tensor, " N"]:
+    """Draw the pairs that are trained on, and that closed forms are fitted to."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randperm(len(content.train.score), generator=draw)[: recipe.pairs]
+
+
 def train(
     net: Layers, recipe: MatryoshkaRecipe, content: Content, model: MatryoshkaModel, seed: int, folder: Path
 ) -> list[dict[str, int | float]]:
     """Minimise equation (2), (3) or (4); returns the history."""
-    pairs, draw = content.train, torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(pairs.score), generator=draw)[: recipe.pairs]
-    width = net.body.config.hidden_size
-    widths = (width,) if model.kind == "whole" else widths_of(width)
+    pairs, chosen = content.train, drawn(recipe, content, seed)
+    widths = (net.width,) if model.kind == "whole" else widths_of(net.width)
 
     def loss(items: Tensor) -> Tensor:
         # The first pair's number seeds which other layer takes part, also after a resume.
-        own, depths = torch.Generator().manual_seed(int(items[0]) * 1009 + seed), [net.count]
+        own, depths = torch.Generator().manual_seed(int(items[0]) * 1009 + seed), [net.last]
         if model.kind == "both":
-            depths.append(int(torch.randint(1, net.count, (), generator=own)))
+            depths.append(int(torch.randint(1, net.last, (), generator=own)))
         rows = chosen[items]
         first, second = (net(side, rows, depths) for side in (pairs.first, pairs.second))
 
@@ -175,11 +196,29 @@ def train(
     return fit(net, loss, len(chosen), recipe.training, folder, seed=seed)
 
 
-@torch.no_grad()
-def turn(net: Layers, content: Content, depths: Sequence[int]) -> Float[Tensor, "K D D"]:
-    """Return, for each depth, the principal directions of the training sentences, largest first."""
-    known = torch.cat([net.embed(side, depths) for side in (content.train.first, content.train.second)], 1)
-    return torch.linalg.eigh(known.mT.double() @ known.double()).eigenvectors.flip(-1)
+def closed_form(
+    net: Layers, recipe: MatryoshkaRecipe, content: Content, kind: str, seed: int
+) -> Callable[[Float[Tensor, "K N D"]], Float[Tensor, "K N D"]]:
+    """Return the turn of each depth, or its map to the last one and that one's turn."""
+    rows, last = drawn(recipe, content, seed), recipe.depths.index(net.last)
+    sides = (content.train.first, content.train.second)
+    known = torch.cat([net.embed(side, recipe.depths, rows) for side in sides], 1).double()
+    directions = torch.linalg.eigh(known.mT @ known).eigenvectors.flip(-1)
+    if kind == "turned":
+        return lambda vectors: (vectors.double() @ directions).float()
+    moments = [moments_of(one) for one in known]
+    centred = known - known.mean(1, keepdim=True)
+    maps = [
+        ridge(one, moments[last], own.T @ centred[last] / known.shape[1], STRENGTH)
+        for one, own in zip(moments, centred, strict=True)
+    ]
+    maps[last] = lambda vectors: vectors  # to itself
+
+    def mapped(vectors: Float[Tensor, "K N D"]) -> Float[Tensor, "K N D"]:
+        found = [own(one) for own, one in zip(maps, vectors, strict=True)]
+        return (torch.stack(found).double() @ directions[last]).float()
+
+    return mapped
 
 
 def measure(
@@ -190,28 +229,28 @@ def measure(
     if model.kind in ("whole", "widths", "both"):
         about["history"] = train(net, recipe, content, model, seed, folder)
     sides = [net.embed(side, recipe.depths) for side in (content.asked.first, content.asked.second)]
-    if model.kind == "turned":
-        directions = turn(net, content, recipe.depths)
-        sides = [(side.double() @ directions).float() for side in sides]
+    if model.kind in ("turned", "mapped"):
+        change = closed_form(net, recipe, content, model.kind, seed)
+        sides = [change(side) for side in sides]
     by_depth: dict[int, Sides] = dict(zip(recipe.depths, zip(*sides, strict=True), strict=True))
-    width = net.body.config.hidden_size
+    width = net.width
     table = slice_scores(by_depth, content.asked.score.double().numpy(), widths_of(width))
     score = {(row["depth"], row["width"]): row["spearman"] for row in table.to_dicts()}
-    last, half = max(recipe.depths), width // 2
+    last, half = net.last, width // 2
     values = {
         "spearman": score[last, width],
         "half_share": score[last, half] / score[last, width],
         "quarter_share": score[last, width // 4] / score[last, width],
         "eighth_share": score[last, width // 8] / score[last, width],
         "half_share_lowest": min(score[depth, half] / score[depth, width] for depth in recipe.depths),
-        "spearman_half_depth": score[sorted(recipe.depths)[len(recipe.depths) // 2], width],
+        "spearman_middle_depth": score[sorted(recipe.depths)[len(recipe.depths) // 2], width],
     }
     curves = {
         f"after {depth} layers": ([float(one) for one in widths_of(width)],
                                   [score[depth, one] for one in widths_of(width)])
         for depth in recipe.depths
     }  # fmt: skip
-    about["parameters"] = sum(one.numel() for one in net.body.parameters())
+    about["parameters"] = sum(one.numel() for one in net.transformer.parameters())
     return Outcome(values, len(content.asked.score), about, curves)
 
 

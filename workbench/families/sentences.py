@@ -295,7 +295,7 @@ def measure(
         first, second = (store.embed(side) for side in content.sides)
         if model.kind == "packaged_whitened":
             known = store.embed([content.texts[row] for row in drawn(recipe, content, seed).tolist()])
-            white = whitening(moments_of(known), min(len(known) - 1, KEPT))
+            white = whitening(moments_of(known), min(len(known) - 1, known.shape[1], KEPT))
             first, second = white(first), white(second)
         parameters = sum(one.numel() for one in content.encoder.model.parameters())
         return Outcome(scores(first, second, content.score), count, {"parameters": parameters})

@@ -207,14 +207,15 @@ class WordAttribution:
             first: a sentence.
             second: the one it is compared with.
             condition: under which.
-            pairs: of words that raise the score most; they may share words.
-            draws: at random, whose mean counts.
+            pairs: of words that raise the score most, at least 1; they may share words. Where they cover
+                every word of both sentences, drawn words are the same.
+            draws: at random, at least 1, whose mean counts.
             seed: of the draws.
-            steps: of the integral; few order the pairs as many do.
+            steps: of the integral, at least 1; here it only has to order the pairs.
 
         Returns:
-            The cosine of the whole sentences, without the strongest words, and without drawn ones; the first
-            less the second is to be larger than the first less the third.
+            The cosine (-1 to 1) of the whole sentences, without the strongest words, and without drawn ones;
+            the second is to lie below the third.
 
         Raises:
             DataError: an unusable text.

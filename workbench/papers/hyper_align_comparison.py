@@ -333,13 +333,13 @@ class _Metrics:
         """Operations, seconds and parameters, whole and by pair, and the reference's share; no interval."""
         items = [one for one in self.found if one.seed is not None]
         kept = ("flops", "seconds", "parameters", "pairs")
-        cards = pl.DataFrame({what: [one.card[what] for one in items] for what in kept})
+        cards = pl.DataFrame({what: [float(one.card[what]) for one in items] for what in kept})
         each = (pl.all().exclude("pairs") / pl.col("pairs")).name.suffix("_per_pair")
         costs = cards.with_columns(each).drop("pairs")
         grid = costs.filter(pl.Series([one.model == self.recipe.reference for one in items]))
         share = pl.col("flops_per_pair") / grid["flops_per_pair"].mean()
         for column in costs.with_columns(share.alias(f"flops_of_{self.recipe.reference}")):
-            values = column.to_numpy().astype(float)
+            values = column.to_numpy()
             measured = Measured(values, values[:, None])
             self._add(("test", "cost", len(items)), column.name, measured, items, alone=True)
 
