@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.decomposition import TruncatedSVD
-from sklearn.linear_model import Ridge
 
 from tests.families.histories import outcome_of_each
 from workbench.errors import DataError, RecipeError
@@ -93,8 +92,11 @@ def test_a_map_to_the_last_layer_is_ridge_regression_and_leaves_that_layer_alone
     turned, mapped = (closed_form(net, recipe, content, kind, 0)(before) for kind in ("turned", "mapped"))
     torch.testing.assert_close(mapped[-1], turned[-1])
     inputs, targets = (known[place].double().numpy() for place in (1, 2))
-    load = STRENGTH * inputs.var(0).mean() * len(inputs)
-    fitted = Ridge(alpha=load).fit(inputs, targets).predict(before[1].double().numpy())
+    means = inputs.mean(0), targets.mean(0)
+    inputs, targets = inputs - means[0], targets - means[1]
+    load = STRENGTH * inputs.var(0).mean() * np.eye(384)
+    weight = np.linalg.solve(inputs.T @ inputs / len(inputs) + load, inputs.T @ targets / len(inputs))
+    fitted = (before[1].double().numpy() - means[0]) @ weight + means[1]
     # A turn keeps products, so both may be compared without it.
     np.testing.assert_allclose((mapped[1] @ mapped[1].T).numpy(), fitted @ fitted.T, atol=1e-4)
 

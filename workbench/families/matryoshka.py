@@ -38,6 +38,7 @@ import polars as pl
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
+from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,9 +47,7 @@ from workbench.errors import DataError
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
 from workbench.files import digest
 from workbench.finetuning import READ_AT_ONCE, Finetuning, Reader, TokenIds
-from workbench.geometry.closed_form import ridge
 from workbench.geometry.slices import Sides, depth_of, nested, slice_scores
-from workbench.geometry.whitening import moments_of
 from workbench.manifests import verified_folder
 from workbench.objectives import similarity_mse
 from workbench.papers.comparison import Loaded
@@ -206,17 +205,15 @@ def closed_form(
     directions = torch.linalg.eigh(known.mT @ known).eigenvectors.flip(-1)
     if kind == "turned":
         return lambda vectors: (vectors.double() @ directions).float()
-    moments = [moments_of(one) for one in known]
-    centred = known - known.mean(1, keepdim=True)
-    maps = [
-        ridge(one, moments[last], own.T @ centred[last] / known.shape[1], STRENGTH)
-        for one, own in zip(moments, centred, strict=True)
-    ]
-    maps[last] = lambda vectors: vectors  # to itself
+    loads = [STRENGTH * float(one.var(0, correction=0).mean()) * len(one) for one in known]
+    maps = [Ridge(load).fit(one.numpy(), known[last].numpy()) for load, one in zip(loads, known, strict=True)]
 
     def mapped(vectors: Float[Tensor, "K N D"]) -> Float[Tensor, "K N D"]:
-        found = [own(one) for own, one in zip(maps, vectors, strict=True)]
-        return (torch.stack(found).double() @ directions[last]).float()
+        found = vectors.double()  # the last one's are themselves
+        for place, one in enumerate(maps):
+            if place != last:
+                found[place] = torch.from_numpy(one.predict(found[place].numpy()))
+        return (found @ directions[last]).float()
 
     return mapped
 
