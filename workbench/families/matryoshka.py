@@ -247,7 +247,8 @@ def measure(
                                   [score[depth, one] for one in widths_of(width)])
         for depth in recipe.depths
     }  # fmt: skip
-    about["parameters"] = sum(one.numel() for one in net.transformer.parameters())
+    trained = "history" in about
+    about["parameters"] = sum(one.numel() for one in net.transformer.parameters()) if trained else 0
     return Outcome(values, len(content.asked.score), about, curves)
 
 

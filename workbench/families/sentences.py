@@ -297,8 +297,7 @@ def measure(
             known = store.embed([content.texts[row] for row in drawn(recipe, content, seed).tolist()])
             white = whitening(moments_of(known), min(len(known) - 1, known.shape[1], KEPT))
             first, second = white(first), white(second)
-        parameters = sum(one.numel() for one in content.encoder.model.parameters())
-        return Outcome(scores(first, second, content.score), count, {"parameters": parameters})
+        return Outcome(scores(first, second, content.score), count, {"parameters": 0})
     net, about, values = Encoder(content, model).eval(), {}, {}
     if model.kind in TRAINED:
         about["history"] = train(net, recipe, content, model, seed, folder)
@@ -310,7 +309,7 @@ def measure(
         known = embed(net, content.train, drawn(recipe, content, seed))
         white = whitening(moments_of(known), WIDTH - 1)
         first, second = white(first), white(second)
-    about["parameters"] = sum(one.numel() for one in net.body.parameters())
+    about["parameters"] = sum(one.numel() for one in net.body.parameters()) if "history" in about else 0
     return Outcome({**scores(first, second, content.score), **values}, count, about)
 
 
