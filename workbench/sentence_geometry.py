@@ -231,7 +231,7 @@ def slice_table(model: HyperCL) -> pl.DataFrame:
     )
 
 
-def deletion_table(model: HyperCL, count: int = 16, resamples: int = 1000) -> pl.DataFrame:
+def deletion_table(model: HyperCL, count: int = 24, resamples: int = 1000) -> pl.DataFrame:
     """Cut the words of the five strongest pairs out of sentences that agree, or words drawn at random.
 
     The sentences are of bundled test pairs whose conditions were trained on, in these words or others: where

@@ -199,7 +199,7 @@ class WordAttribution:
 
     def deletion(
         self, first: str, second: str, condition: str, pairs: int = 5, draws: int = 5, seed: int = 0,
-        steps: int = 8,
+        steps: int = 4,
     ) -> tuple[float, float, float]:  # fmt: skip
         """Cut out the words of the strongest pairs, and as many of either sentence drawn at random.
 
