@@ -61,6 +61,12 @@ class FamilyRecipe(ComparisonRecipe):
     lower_is_better: bool = False
 
 
+class SplitRecipe(FamilyRecipe):
+    """What a family's recipe has whose set comes with a split to choose settings on."""
+
+    split: Literal["valid", "test"] = Field(default="test", description="valid: to choose settings on")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one model gave under one seed.
@@ -147,9 +153,8 @@ def _metrics(recipe: FamilyRecipe, found: list[Found]) -> pl.DataFrame:
             for other in sorted({recipe.reference, against[name]} - {name, None}):
                 if metric in values[other]:
                     rows.append(_mean(name, f"{metric}_minus_{other}", seeds - values[other][metric]))
-    # A family that may be asked on another split, to choose settings there, says on which it was.
     fixed = {"paper": recipe.paper, "recipe": recipe.name, "dataset": recipe.data.name, "group": "all",
-             "split": getattr(recipe, "split", "test")}  # fmt: skip
+             "split": recipe.split if isinstance(recipe, SplitRecipe) else "test"}  # fmt: skip
     laid = [{**dict.fromkeys(METRIC_COLUMNS), **fixed, **row, "count": counts[row["model"]]} for row in rows]
     return pl.DataFrame(laid, schema=METRIC_COLUMNS)
 

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.encoders import TextEncoder, TokenStates
-from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
+from workbench.families.comparison import FamilyModel, Outcome, SplitRecipe, comparison_of, needs_tokens
 from workbench.files import digest
 from workbench.finetuning import TokenIds
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec, Table
@@ -73,7 +73,7 @@ class DomainModel(FamilyModel):
         return self
 
 
-class DomainRecipe(FamilyRecipe):
+class DomainRecipe(SplitRecipe):
     """Settings of the comparison."""
 
     paper: Literal["domains"]
@@ -81,7 +81,6 @@ class DomainRecipe(FamilyRecipe):
     training: Training
     domains: tuple[str, ...] = Field(min_length=1, description="that are trained on")
     new: tuple[str, ...] = Field(min_length=1, description="that are not")
-    split: Literal["valid", "test"] = Field(default="test", description="valid: to choose settings on")
     steps: int = Field(gt=0, description="of training for each domain")
     examples: int = Field(gt=1, description="S, texts of an intent to train on and for its mean")
     questions: int = Field(gt=0, description="Q, test texts of an intent")
@@ -158,7 +157,7 @@ class Domains:
 
 
 def load_data(recipe: DomainRecipe) -> Loaded:
-    """Read the first texts of every intent of the recipe's domains, domains trained on first."""
+    """Read the first texts of every intent of the recipe's domains, those trained on first."""
     folder, names = verified_folder(recipe.data.name), [*recipe.domains, *recipe.new]
     files = {"train": "train", "valid": "val", "test": "test"}
     tables = {

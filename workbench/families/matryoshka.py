@@ -44,7 +44,7 @@ from torch.nn import functional
 
 from workbench.encoders import TextEncoder
 from workbench.errors import DataError
-from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
+from workbench.families.comparison import FamilyModel, Outcome, SplitRecipe, comparison_of, needs_tokens
 from workbench.files import digest
 from workbench.finetuning import READ_AT_ONCE, Finetuning, Reader, TokenIds
 from workbench.geometry.slices import Sides, depth_of, nested, slice_scores
@@ -66,13 +66,12 @@ class MatryoshkaModel(FamilyModel):
     kind: Literal["packaged", "turned", "mapped", "whole", "widths", "both"]
 
 
-class MatryoshkaRecipe(FamilyRecipe):
+class MatryoshkaRecipe(SplitRecipe):
     """Settings of the comparison."""
 
     paper: Literal["matryoshka"]
     models: tuple[MatryoshkaModel, ...] = Field(min_length=1)
     training: Training
-    split: Literal["valid", "test"] = Field(default="test", description="valid: to choose settings on")
     depths: tuple[int, ...] = Field(
         min_length=1, description="layers after which the encoder is asked, all of them among these"
     )

@@ -48,7 +48,7 @@ from transformers import BertConfig, BertModel
 
 from workbench.encoders import TextEncoder
 from workbench.evaluation.similarity import auc, spearman
-from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
+from workbench.families.comparison import FamilyModel, Outcome, SplitRecipe, comparison_of, needs_tokens
 from workbench.files import digest
 from workbench.finetuning import READ_AT_ONCE, TokenIds
 from workbench.geometry.uniformity import alignment, uniformity
@@ -83,13 +83,12 @@ class SentenceModel(FamilyModel):
         return self
 
 
-class SentenceRecipe(FamilyRecipe):
+class SentenceRecipe(SplitRecipe):
     """Settings of the comparison."""
 
     paper: Literal["sentences"]
     models: tuple[SentenceModel, ...] = Field(min_length=1)
     training: Training
-    split: Literal["valid", "test"] = Field(default="test", description="valid: to choose settings on")
     sentences: int = Field(gt=1, description="drawn by the seed from the training split; scores are not read")
     temperature: float = Field(gt=0, description="t of equation (1)")
     replaced: float = Field(default=0.3, gt=0, lt=1, description="share of words that are drawn anew")
