@@ -38,7 +38,7 @@ _CONNECTIONS = {  # ways to connect a zoo
     "ape": "each pair trained alone",
     "direct": "all connectors trained together",
     "hyper_align": "connectors generated from a code",
-    **dict.fromkeys(("ridge", "procrustes", "cca", "connector"), "closed form"),
+    **dict.fromkeys(("relative", "ridge", "procrustes", "cca", "connector"), "closed form"),
     "search": "closed form, then a few pairs trained",
     "hub": "one map per encoder",
 }

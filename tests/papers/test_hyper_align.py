@@ -724,6 +724,37 @@ def test_each_step_of_a_hub_pairs_every_image_encoder_with_one_text_encoder_in_t
     assert which == ["clear", "vague", "clear", "vague", "clear", "vague", "clear", "vague", "clear"]
 
 
+# --- (8): cosines to the same items -------------------------------------------------------------------------
+
+
+def test_relative_cosines_are_to_evenly_spaced_images_and_the_means_of_their_captions(task, zoo):
+    one = task("relative", anchors=12)
+    outcome = run(one)
+    assert (outcome.flops, outcome.parameters, outcome.history) == (0, 0, [])
+    assert list(outcome.pairs) == [(text, image) for text in TEXTS for image in IMAGES]
+    # Ten of forty images are a quarter by chance; twelve anchors of wide noisy features tell little more.
+    assert recall(one, outcome) > 0.3
+    rows = one.rows[[place * len(one.rows) // 12 for place in range(12)]]
+    anchors = torch.stack([zoo.texts["clear"].unit(zoo.choices[row]).mean(0) for row in rows])
+    middle = anchors.mean(0)
+    texts = zoo.texts["clear"].unit(torch.arange(7))
+    found = outcome.pairs["clear", "broad"].of_text(texts)
+    expected = functional.cosine_similarity((texts - middle)[:, None], (anchors - middle)[None], dim=2)
+    torch.testing.assert_close(found, expected)
+    images, features = zoo.images["broad"].unit(rows), zoo.images["broad"].unit(torch.arange(5))
+    expected = functional.cosine_similarity(
+        (features - images.mean(0))[:, None], (images - images.mean(0))[None], dim=2
+    )
+    torch.testing.assert_close(outcome.pairs["clear", "broad"].of_image(features), expected)
+
+
+def test_more_anchors_than_images_are_all_images_and_some_texts_are_enough(task):
+    outcome = run(task("relative", anchors=10**6, texts=("vague",)))
+    assert list(outcome.pairs) == [("vague", image) for image in IMAGES]
+    mapped = outcome.pairs["vague", "dim"].of_text(torch.eye(8))
+    assert mapped.shape == (8, len(task("relative").rows))
+
+
 # --- operations ---------------------------------------------------------------------------------------------
 
 

@@ -316,10 +316,12 @@ def test_costs_are_of_the_whole_and_of_each_pair(finished, value):
         for metric in ("flops", "seconds", "parameters"):
             assert value(model, "cost", metric)["value"] == card[metric]
             assert value(model, "cost", f"{metric}_per_pair")["value"] == pytest.approx(card[metric] / pairs)
-    each = {model: value(model, "cost", "flops_per_pair")["value"] for model in ("ape", "few", "search")}
+    models = ("ape", "few", "search", "ridge")  # one way is against ridge, whose share is shown as well
+    each = {model: value(model, "cost", "flops_per_pair")["value"] for model in models}
     for model, operations in each.items():
-        share = value(model, "cost", "flops_of_ape")["value"]
-        assert share == pytest.approx(operations / each["ape"])
+        for other in ("ape", "ridge"):
+            share = value(model, "cost", f"flops_of_{other}")["value"]
+            assert share == pytest.approx(operations / each[other])
     cost = finished[0].metrics.filter(group="cost")
     assert "chance" not in set(cost["model"])
     assert not cost.filter(pl.col("metric").str.contains("_minus_")).height

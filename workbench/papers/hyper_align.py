@@ -4,7 +4,7 @@ Notation
     x_i       unit embedding of caption i by one text encoder, width X
     z_i^j     unit feature of its image by image encoder j, width Z_j
     f_j       connector, x -> W_j x + b_j, brought to unit norm; the image side is used as it is
-    t         inverse temperature, fixed at 100 in the papers
+    t         inverse temperature, 100 in the papers
     c_j       code of encoder j: the mean of z^j over the batch, or a learned vector
     H         hypernetwork, code -> (W_j, b_j)
 
@@ -14,16 +14,17 @@ Equations
     (3)  Hyper-Align:  min over H of (1/B) sum_j L_j with (W_j, b_j) = H(c_j), B encoders a step, in turn
     (4)  direct:       min over all W_j, b_j of (1/N) sum_j L_j, one product W x for all j
     (5)  closed form:  W_j from means and covariances                  geometry.closed_form
-    (6)  search:       (5) for all pairs, (4) for fewer and fewer      papers.hyper_align_search
+    (6)  search:       (5) for all pairs, (4) for fewer and fewer      these three in
     (7)  hub:          W_ij = V_j^T U_i, N + M maps for N M pairs      papers.hyper_align_search
+    (8)  relative:     cosines to shared items, nothing trained
 
-The gradients of (4) with respect to different W_j never meet, so with the batches of (2) it is (2), only
-faster: whatever (3) saves against (2) has to be held against (4) at the batch size of (3).
+Gradients of (4) for different W_j never meet, so with the batches of (2) it is (2), only faster: whatever
+(3) saves against (2) has to be held against (4) at the batch size of (3).
 
-Source: Hyper-Align, the workshop poster and its authors' research code; its successor HYMA, Singh et al.
-(2025), arXiv 2507.10015; APE, Rosenfeld et al. (2022), arXiv 2210.03927. Deviations: batches are shuffled
-(the research code reads its data in order), evaluation uses the mean of all training features as c_j (there:
-of the last batch), one hypernetwork emits every width and each encoder uses its own first columns.
+Source: Hyper-Align, the workshop poster and its authors' code; its successor HYMA, Singh et al. (2025), arXiv
+2507.10015; APE, Rosenfeld et al. (2022), arXiv 2210.03927. Deviations: batches are shuffled (there: in order),
+evaluation uses the mean of all training features as c_j (there: of the last batch), one hypernetwork emits
+every width and each encoder uses its own first columns.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -61,12 +62,7 @@ Map = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Connected:
-    """What connects one pair, on the CPU; both sides are compared by cosine afterwards.
-
-    Attributes:
-        of_text: maps text embeddings.
-        of_image: maps image features; None leaves them as they are.
-    """
+    """Maps of both sides on the CPU (None leaves images as they are), which are then compared by cosine."""
 
     of_text: Map
     of_image: Map | None = None

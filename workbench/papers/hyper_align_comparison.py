@@ -42,7 +42,7 @@ from workbench.papers.comparison import (
     training_folder,
 )
 from workbench.papers.hyper_align import Connected, Outcome, Pair, Task, ape, closed_form, hyper_align
-from workbench.papers.hyper_align_search import hub, search
+from workbench.papers.hyper_align_search import hub, relative_cosines, search
 from workbench.papers.hyper_align_settings import CLOSED, UNTRAINED, AlignModelSettings, HyperAlignRecipe
 from workbench.store import EmbeddingStore
 from workbench.training import seed_everything
@@ -128,11 +128,10 @@ def compare(
 def connect(task: Task) -> Outcome:
     """Connect every pair of a zoo in one way."""
     kind = task.model.kind
-    if kind in CLOSED:
-        return closed_form(task, kind)
     if kind in ("ape", "direct"):
         return ape(task, together=kind == "direct")
-    return {"hyper_align": hyper_align, "search": search, "hub": hub}[kind](task)
+    ways = {"hyper_align": hyper_align, "relative": relative_cosines, "search": search, "hub": hub}
+    return ways[kind](task) if kind in ways else closed_form(task, kind)
 
 
 def _connect_and_ask(task: Task, keep: Path | None, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -330,15 +329,16 @@ class _Metrics:
             self._add(("test", f"set={asked.name}", count), metric, measured, items)
 
     def _measure_cost(self) -> None:
-        """Operations, seconds and parameters, whole and by pair, and the reference's share; no interval."""
+        """Operations, seconds and parameters, whole and by pair, and shares of baselines'; no interval."""
         items = [one for one in self.found if one.seed is not None]
         kept = ("flops", "seconds", "parameters", "pairs")
         cards = pl.DataFrame({what: [float(one.card[what]) for one in items] for what in kept})
-        each = (pl.all().exclude("pairs") / pl.col("pairs")).name.suffix("_per_pair")
-        costs = cards.with_columns(each).drop("pairs")
-        grid = costs.filter(pl.Series([one.model == self.recipe.reference for one in items]))
-        share = pl.col("flops_per_pair") / grid["flops_per_pair"].mean()
-        for column in costs.with_columns(share.alias(f"flops_of_{self.recipe.reference}")):
+        costs = cards.with_columns((pl.all().exclude("pairs") / pl.col("pairs")).name.suffix("_per_pair"))
+        for other in sorted({self.recipe.reference, *filter(None, self.against.values())}):
+            theirs = costs.filter(pl.Series([one.model == other for one in items]))["flops_per_pair"].mean()
+            if theirs:
+                costs = costs.with_columns((pl.col("flops_per_pair") / theirs).alias(f"flops_of_{other}"))
+        for column in costs.drop("pairs"):
             values = column.to_numpy()
             measured = Measured(values, values[:, None])
             self._add(("test", "cost", len(items)), column.name, measured, items, alone=True)

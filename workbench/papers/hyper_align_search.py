@@ -1,6 +1,6 @@
-"""Cheaper ways to connect a zoo that the poster does not compare with: search, and maps through a hub.
+"""Cheaper ways to connect a zoo that the poster does not compare with: search, a hub, and no map at all.
 
-Shape letters: as in :mod:`workbench.papers.hyper_align`, whose equations (6) and (7) these are; B rows,
+Shape letters: as in :mod:`workbench.papers.hyper_align`, whose equations (6) to (8) these are; B rows,
 D feature width, S width of a sketch.
 """
 
@@ -17,6 +17,7 @@ from workbench.evaluation.retrieval import recall_values, retrieval_ranks
 from workbench.features import Features
 from workbench.flops import count_flops
 from workbench.geometry.closed_form import LinearMap
+from workbench.geometry.relative import relative
 from workbench.objectives import paired_contrastive
 from workbench.papers.hyper_align import (
     Connected,
@@ -181,3 +182,27 @@ def hub(task: Task) -> Outcome:
         for name in zoo.images
     }
     return Outcome(pairs, flops, sum(one.numel() for one in module.parameters()), history, {})
+
+
+def relative_cosines(task: Task) -> Outcome:
+    """Equation (8): each side as its cosines to the same training images, evenly spaced; nothing is fitted.
+
+    A text anchor is the mean of its image's captions.
+
+    Source: Moschella et al. (2023), arXiv 2209.15430; between texts and images as in Norelli et al. (2022),
+    ASIF, arXiv 2210.01738. Deviation: ASIF keeps the largest cosines of a row only, raised to a power.
+    """
+    zoo, places = task.zoo, torch.arange(min(task.model.anchors, len(task.rows)))
+    rows = task.rows[places * len(task.rows) // len(places)]
+    captions = zoo.choices[rows]
+    texts = {
+        name: zoo.texts[name].unit(captions.flatten()).view(*captions.shape, -1).mean(1)
+        for name in task.texts
+    }
+    images = {name: known.unit(rows) for name, known in zoo.images.items()}
+    pairs = {
+        (text, image): Connected(partial(relative, anchors=texts[text]), partial(relative, anchors=images[image]))
+        for text in texts
+        for image in images
+    }
+    return Outcome(pairs, 0, 0, [], {})

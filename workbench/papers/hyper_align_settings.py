@@ -11,7 +11,7 @@ from workbench.training import Training
 from workbench.zoo import ZooSettings
 
 UNTRAINED = ("chance",)
-CLOSED = ("ridge", "procrustes", "cca", "connector")
+CLOSED = ("relative", "ridge", "procrustes", "cca", "connector")
 
 
 class AlignModelSettings(Settings):
@@ -21,13 +21,14 @@ class AlignModelSettings(Settings):
     ``hyper_align`` generates the connectors from codes of the image encoders. ``ridge``, ``procrustes``,
     ``cca`` (maps both sides) and ``connector`` (its score as a map of texts) are closed forms. ``search``
     screens all pairs in closed form and trains fewer and fewer of them; ``hub`` learns one map per encoder
-    into a shared space. ``chance`` guesses.
+    into a shared space; ``relative`` learns nothing and compares cosines to the same items. ``chance`` guesses.
     """
 
     name: str = Field(pattern="^[a-z][a-z0-9_]*$")
     kind: Literal[
-        "chance", "ape", "direct", "hyper_align", "ridge", "procrustes", "cca", "connector", "search", "hub"
-    ]
+        "chance", "ape", "direct", "hyper_align", "relative", "ridge", "procrustes", "cca", "connector",
+        "search", "hub",
+    ]  # fmt: skip
     training: Training | None = Field(default=None, description="null: the recipe's")
     logit_scale: float = Field(
         default=100.0, gt=0, description="inverse temperature, fixed; the papers' is 100"
@@ -59,6 +60,7 @@ class AlignModelSettings(Settings):
         default=None, gt=0, description="image features wider than this are sketched for the screen (search)"
     )
     hub_width: int = Field(default=128, gt=0)
+    anchors: int = Field(default=512, gt=1, description="training images that cosines are taken to (relative)")
     centre: bool = Field(
         default=False,
         description="take every image encoder's mean away first (ape, direct, hyper_align): a failure mode",

@@ -290,6 +290,7 @@ class ClipLoss(nn.Module):
         inputs: Tensor | Tokens,
         kinds_at_once: int = 1,
         half: bool = False,
+        captions_at_once: int = 1,
     ) -> None:
         """Hold what a training needs.
 
@@ -299,10 +300,11 @@ class ClipLoss(nn.Module):
             inputs: of the text tower, one row per text of the data.
             kinds_at_once: largest number of kinds of caption in a batch; each batch draws 1 to that many.
             half: compute both towers in bfloat16; weights and loss stay in single precision.
+            captions_at_once: captions that a batch draws of each image; all are compared with all images.
         """
         super().__init__()
-        self.model, self.kinds_at_once = model, min(kinds_at_once, len(data.kinds.unique()))
-        self.half = half
+        self.model, self.half, self.captions_at_once = model, half, captions_at_once
+        self.kinds_at_once = min(kinds_at_once, len(data.kinds.unique()))
         self.rest: dict[str, Any] = {"data": data, "inputs": inputs}  # no part of the checkpoint
         self.columns = [(data.kinds == kind).nonzero()[:, 0] for kind in data.kinds.unique()]
 
@@ -312,13 +314,13 @@ class ClipLoss(nn.Module):
         return len(self.rest["data"])
 
     def forward(self, items: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Draw a kind of caption for the batch and a caption of it for every image, and compare."""
+        """Draw kinds of caption for the batch and captions of them for every image, and compare."""
         data, inputs = self.rest["data"], self.rest["inputs"]
         model, settings = self.model, self.model.settings
         some = torch.randperm(len(self.columns))[: int(torch.randint(1, self.kinds_at_once + 1, ()))]
         columns = torch.cat([self.columns[kind] for kind in some.tolist()])
-        drawn = columns[torch.randint(len(columns), (len(items),))]
-        texts = data.choices[items, drawn].unique()  # each text is encoded once
+        drawn = columns[torch.randint(len(columns), (len(items), self.captions_at_once))]
+        texts = data.choices[items[:, None], drawn].unique()  # each text is encoded once
         towers = torch.autocast(items.device.type, torch.bfloat16, enabled=self.half)
         with towers:
             embedded = gathered(texts, lambda rows: model.embed_texts(inputs[rows]).float())
@@ -329,7 +331,7 @@ class ClipLoss(nn.Module):
         match = (true[:, :, None] == data.meaning[texts]).any(1)
         chosen = embedded
         if settings.text_set == "local":
-            chosen = embedded[torch.searchsorted(texts, data.choices[mine, drawn[part]].unique())]
+            chosen = embedded[torch.searchsorted(texts, data.choices[mine[:, None], drawn[part]].unique())]
         if settings.most_texts and len(chosen) > settings.most_texts:
             size = int(torch.randint(2, settings.most_texts + 1, ()))
             chosen = chosen[torch.randperm(len(chosen))[:size].to(chosen.device)]

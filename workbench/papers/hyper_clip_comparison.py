@@ -148,7 +148,7 @@ class _Job:
         start = generator.head.weight.detach().clone() if generator is not None else None
         data = data.to(self.device)
         model.centre(data.pixels[:AT_ONCE], texts[torch.randperm(len(texts))[:AT_ONCE]])
-        loss = ClipLoss(model, data, texts, recipe.kinds_at_once, recipe.half)
+        loss = ClipLoss(model, data, texts, recipe.kinds_at_once, recipe.half, recipe.captions_at_once)
         training = recipe.training.at_rate(settings.learning_rate)
         history = fit(
             model,

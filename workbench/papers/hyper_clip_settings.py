@@ -103,6 +103,7 @@ class HyperCLIPRecipe(ComparisonRecipe):
     data: SceneData | PhotoData | ShardData = Field(discriminator="source")
     image: ImageTower
     kinds_at_once: int = Field(default=1, gt=0, description="most kinds of caption that a batch mixes")
+    captions_at_once: int = Field(default=1, gt=0, description="captions of an image that a batch draws")
     text: TextTower = TextTower()
     embed_dim: int = Field(default=64, gt=0)
     half: bool = Field(default=False, description="train the towers in bfloat16 (for accelerators)")
