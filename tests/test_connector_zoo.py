@@ -11,7 +11,7 @@ from workbench.errors import DataError, RunError
 from workbench.geometry.closed_form import LinearMap
 from workbench.papers.comparison import keep_tensors
 from workbench.papers.hyper_align import Connected
-from workbench.papers.hyper_align_comparison import _keep
+from workbench.papers.hyper_align_search import linear_maps
 
 PAIRS = [("a text.v2", "timm:vit/16"), ("a text.v2", "hog, centred"), ("b", "timm:vit/16")]
 WIDTHS = {"a text.v2": 4, "b": 5, "timm:vit/16": 6, "hog, centred": 3}
@@ -27,8 +27,9 @@ def map_of(text: str, image: str, seed: int = 0) -> LinearMap:
 @pytest.fixture
 def folder(tmp_path):
     """Three connectors as a run keeps them."""
-    pairs = {pair: Connected(map_of(*pair, seed)) for seed, pair in enumerate(PAIRS)}
-    _keep(tmp_path / "ape", pairs, {"model": "ape", "seed": 0, "settings": {"kind": "ape"}})
+    maps = {pair: map_of(*pair, seed) for seed, pair in enumerate(PAIRS)}
+    about = {"model": "ape", "seed": 0, "settings": {"kind": "ape"}}
+    ConnectorZoo(maps, "ape").keep(tmp_path / "ape", about)
     return tmp_path / "ape"
 
 
@@ -125,5 +126,5 @@ def test_connectors_that_are_no_plain_maps_are_not_kept(tmp_path):
         PAIRS[1]: Connected(map_of(*PAIRS[1]), unit),  # maps images, too
         PAIRS[2]: Connected(torch.nn.Linear(5, 6)),
     }
-    _keep(tmp_path, pairs, {"model": "mixed"})
+    ConnectorZoo(linear_maps(pairs), "mixed").keep(tmp_path, {"model": "mixed"})
     assert ConnectorZoo.load(tmp_path).pairs() == [PAIRS[0]]

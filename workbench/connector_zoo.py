@@ -6,6 +6,7 @@ Shape letters: N texts, M images, X text width, Z image width.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch.nn import functional
 from workbench.encoders import check_finite
 from workbench.errors import DataError, RunError
 from workbench.geometry.closed_form import LinearMap
+from workbench.papers.comparison import keep_tensors
 
 Pair = tuple[str, str]  # text encoder, image encoder
 
@@ -55,6 +57,12 @@ class ConnectorZoo:
             raise RunError(
                 f"{folder} holds no usable connectors: {reason}. Run the recipe again"
             ) from problem
+
+    def keep(self, folder: Path, about: dict[str, Any]) -> None:
+        """Keep the connectors beside a description, as :meth:`load` reads them."""
+        named = {"|".join(pair): one for pair, one in self.maps.items()}
+        weights = {f"{name}.weight": one.weight for name, one in named.items()}
+        keep_tensors(folder, weights | {f"{name}.bias": one.bias for name, one in named.items()}, about)
 
     def pairs(self) -> list[Pair]:
         """Return every (text encoder, image encoder) that there is a connector for."""

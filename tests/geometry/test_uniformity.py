@@ -10,7 +10,7 @@ from scipy.spatial.distance import pdist
 from torch.nn.functional import normalize
 
 from workbench.errors import DataError
-from workbench.geometry.uniformity import alignment, uniform_sphere, uniformity
+from workbench.geometry.uniformity import alignment, placement, spaced, uniform_sphere, uniformity
 
 # Deadlines would measure the machine, not the code; the database would write into the checkout.
 quick = settings(max_examples=40, deadline=None, database=None)
@@ -93,3 +93,26 @@ def test_too_few_rows_are_refused():
         uniformity(torch.ones(1, 3))
     with pytest.raises(DataError, match="at least one positive pair"):
         alignment(torch.ones(0, 3), torch.ones(0, 3))
+
+
+def test_a_card_says_both_and_how_many_rows_they_are_of():
+    first, second = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 3.0], [5.0, 0.0]])
+    found = placement(first, second, torch.cat([first, second, -first]))
+    assert found["alignment"] == pytest.approx(1)  # as above
+    points = torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0], [-1, 0], [-1, 0]])
+    assert found["uniformity"] == pytest.approx(float(uniformity(points)))
+    assert (found["positives"], found["rows"]) == (2, 6)
+    # No positives and a single point leave nothing to say.
+    assert placement(first[:0], second[:0], first[:1]) == {
+        "alignment": None, "positives": 0, "uniformity": None, "rows": 1
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 2048, 2049, 100_000])
+def test_rows_that_are_shown_are_all_or_evenly_spaced_from_first_to_last(count):
+    rows = spaced(count)
+    assert len(rows) == min(count, 2048) == len(rows.unique())
+    if count:
+        assert (int(rows[0]), int(rows[-1])) == (0, count - 1)
+    if count > 1:
+        assert rows.diff().max() - rows.diff().min() <= 1

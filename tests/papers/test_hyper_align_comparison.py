@@ -481,6 +481,9 @@ def test_cards_say_what_was_trained_and_what_it_took(finished):
         assert card["seconds"] >= 0
         assert json.loads(json.dumps(card)) == card
         assert bool(card["history"]) == (model not in ("ridge", "cca"))
+        assert 0 < card["geometry"]["alignment"] < 4
+        assert card["geometry"]["rows"] == card["geometry"]["positives"] == 40  # images of test
+        assert -8 < card["geometry"]["uniformity"] < 0
     assert cards["search", 0]["chosen"][1] != "leaked"
     assert [entry["epochs"] for entry in cards["search", 0]["rounds"]] == [0, 1, 1]
     assert (

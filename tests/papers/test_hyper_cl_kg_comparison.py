@@ -304,6 +304,10 @@ def test_cards_say_what_was_trained(finished):
     cards = finished[0].cards
     assert [card["seed"] for card in cards] == [None, None, 0, 1, 0, 1]
     assert [card["model"] for card in cards[::2]] == ["frequency", "hadamard", "hyper"]
+    for card in cards[2:]:
+        assert 0 < card["geometry"]["alignment"] < 2  # nearer than what points anywhere
+        assert -8 < card["geometry"]["uniformity"] < 0
+        assert card["geometry"]["split"] == "test"
     # (3) 384 x 8 + 8 and 8 x 384 + 384; shared and gate 384 x 384 + 384 each; the temperature.
     assert cards[2]["parameters"] == 384 * 8 + 8 + 8 * 384 + 384 + 2 * (384 * 384 + 384) + 1
     assert [entry["epoch"] for entry in cards[4]["history"]] == [1, 2]

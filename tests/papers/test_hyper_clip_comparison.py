@@ -288,6 +288,10 @@ def test_cards_say_what_was_trained_and_whether_it_is_alive(finished):
     )  # of 20 class sets, texture and count have three classes, by synonyms too
     assert hyper["health"]["moved"] > 0
     assert "health" not in plain
+    for card in (plain, hyper):
+        assert 0 < card["geometry"]["alignment"] < 4
+        assert -8 < card["geometry"]["uniformity"] < 0
+        assert card["geometry"]["positives"] == card["geometry"]["rows"] > 30
     assert hyper["history"][-1]["epoch"] == 1
 
 

@@ -48,6 +48,7 @@ from workbench.families.comparison import FamilyModel, Outcome, SplitRecipe, com
 from workbench.files import digest
 from workbench.finetuning import READ_AT_ONCE, Finetuning, Reader, TokenIds
 from workbench.geometry.slices import Sides, depth_of, nested, slice_scores
+from workbench.geometry.uniformity import placement
 from workbench.manifests import verified_folder
 from workbench.objectives import similarity_mse
 from workbench.papers.comparison import Loaded
@@ -55,7 +56,7 @@ from workbench.training import Training, fit
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
-HIGHEST = 5.0  # of people's scores
+HIGHEST, ALIKE = 5.0, 4.0  # of people's scores: the range's end, and above what a pair says the same
 BLOCKS = 4  # of like length, in which a batch is read
 STRENGTH = 0.01  # of the ridge of maps between layers, in units of the mean variance
 
@@ -246,6 +247,8 @@ def measure(
                                   [score[depth, one] for one in widths_of(width)])
         for depth in recipe.depths
     }  # fmt: skip
+    alike, ends = content.asked.score > ALIKE / HIGHEST, by_depth[last]
+    about["geometry"] = placement(*(side[alike] for side in ends), torch.cat(ends))
     trained = "history" in about
     about["parameters"] = sum(one.numel() for one in net.transformer.parameters()) if trained else 0
     return Outcome(values, len(content.asked.score), about, curves)

@@ -8,7 +8,7 @@ Shape letters: N rows, D embedding width.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import hyp0f1
 from torch import Tensor
 from torch.nn import functional
@@ -16,6 +16,7 @@ from torch.nn import functional
 from workbench.errors import DataError
 
 _AT_ONCE = 1024  # rows whose products with all others are held
+_SHOWN = 2048  # rows that say how embeddings lie
 
 
 def alignment(
@@ -66,6 +67,33 @@ def uniformity(points: Float[Tensor, "N D"], sharpness: float = 2.0) -> Float[Te
         later = torch.ones_like(cosine, dtype=torch.bool).triu(diagonal=1)
         sums.append(torch.logsumexp((2 * sharpness * (cosine - 1)).masked_fill(~later, -torch.inf), (0, 1)))
     return torch.stack(sums).logsumexp(0) - math.log(count * (count - 1) / 2)
+
+
+def spaced(count: int) -> Int[Tensor, " N"]:
+    """Return which of so many rows :func:`placement` is asked about: all, or 2,048 evenly spaced ones."""
+    return torch.linspace(0, count - 1, min(count, _SHOWN), dtype=torch.double).long()
+
+
+def placement(
+    first: Float[Tensor, "N D"], second: Float[Tensor, "N D"], points: Float[Tensor, "M D"]
+) -> dict[str, float | int | None]:
+    """Say how a model's embeddings lie, for its card.
+
+    Args:
+        first: one side of the positives; may be empty.
+        second: the other side.
+        points: what should fill the sphere.
+
+    Returns:
+        alignment (0 to 4, ideal 0; None without positives), positives (N), uniformity (-8 to 0, lower is more
+        even; None for fewer than two points) and rows (M).
+    """
+    return {
+        "alignment": float(alignment(first, second)) if len(first) else None,
+        "positives": len(first),
+        "uniformity": float(uniformity(points)) if len(points) > 1 else None,
+        "rows": len(points),
+    }
 
 
 def uniform_sphere(width: int, sharpness: float = 2.0) -> float:

@@ -22,9 +22,9 @@ Gradients of (4) for different W_j never meet, so with the batches of (2) it is 
 (3) saves against (2) has to be held against (4) at the batch size of (3).
 
 Source: Hyper-Align, the workshop poster and its authors' code; its successor HYMA, Singh et al. (2025), arXiv
-2507.10015; APE, Rosenfeld et al. (2022), arXiv 2210.03927. Deviations: batches are shuffled (there: in order),
-evaluation uses the mean of all training features as c_j (there: of the last batch), one hypernetwork emits
-every width and each encoder uses its own first columns.
+2507.10015; APE, Rosenfeld et al. (2022), arXiv 2210.03927. Deviations: batches are shuffled (there: in
+order), evaluation uses the mean of all training features as c_j (there: of the last batch), one hypernetwork
+emits every width and each encoder uses its own first columns.
 """
 
 from collections.abc import Callable, Iterable, Sequence

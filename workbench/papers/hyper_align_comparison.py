@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from workbench.connector_zoo import ConnectorZoo
 from workbench.datasets.caption_pairs import CaptionPairs, load_pairs
 from workbench.errors import DataError
 from workbench.evaluation.retrieval import (
@@ -28,7 +29,7 @@ from workbench.evaluation.retrieval import (
 from workbench.evaluation.similarity import Measured
 from workbench.evaluation.zero_shot import accuracy_values, class_ranks
 from workbench.files import digest
-from workbench.geometry.closed_form import LinearMap
+from workbench.geometry.uniformity import placement, spaced
 from workbench.papers.comparison import (
     METRIC_COLUMNS,
     Clock,
@@ -36,13 +37,12 @@ from workbench.papers.comparison import (
     Found,
     Loaded,
     finished_or,
-    keep_tensors,
     metric_rows,
     run_models,
     training_folder,
 )
 from workbench.papers.hyper_align import Connected, Outcome, Pair, Task, ape, closed_form, hyper_align
-from workbench.papers.hyper_align_search import hub, relative_cosines, search
+from workbench.papers.hyper_align_search import both_sides, hub, linear_maps, relative_cosines, search
 from workbench.papers.hyper_align_settings import CLOSED, UNTRAINED, AlignModelSettings, HyperAlignRecipe
 from workbench.store import EmbeddingStore
 from workbench.training import seed_everything
@@ -152,16 +152,10 @@ def _connect_and_ask(task: Task, keep: Path | None, folder: Path) -> tuple[dict[
                 results["|".join((f"set={asked.name}", *pair))] = _asked_classes(asked, pair, connected)
     about = {"model": task.model.name, "seed": task.seed, "settings": task.model.model_dump(mode="json")}
     card = {**about, "parameters": outcome.parameters, **cost, "flops": outcome.flops, **outcome.about}
+    card["geometry"] = {"split": "test", **_placement(task, outcome.pairs)}
     if keep is not None:
-        _keep(keep, outcome.pairs, about)
+        ConnectorZoo(linear_maps(outcome.pairs), task.model.name).keep(keep, about)
     return results, {**card, "pairs": len(outcome.pairs), "history": outcome.history}
-
-
-def _both_sides(connected: Connected, texts: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Map both sides of a pair and bring them to unit norm."""
-    mapped = connected.of_text(texts)
-    images = images if connected.of_image is None else connected.of_image(images)
-    return functional.normalize(mapped, dim=-1), functional.normalize(images, dim=-1)
 
 
 @torch.inference_mode()
@@ -170,10 +164,23 @@ def _asked_pairs(task: Task, pair: Pair, connected: Connected, split: str) -> Fl
     zoo, rows = task.zoo, task.zoo.splits[split]
     captions = zoo.choices[rows]
     texts, images = zoo.texts[pair[0]].unit(captions.flatten()), zoo.images[pair[1]].unit(rows)
-    mapped, images = _both_sides(connected, texts, images)
+    mapped, images = both_sides(connected, texts, images)
     ranks = retrieval_ranks(mapped.unflatten(0, captions.shape), images)
     values = recall_values(*(one.numpy() for one in ranks))
     return torch.from_numpy(np.stack([values[name] for name in VALUES])).float()
+
+
+@torch.inference_mode()
+def _placement(task: Task, pairs: dict[Pair, Connected]) -> dict[str, float | int]:
+    """Say how near first captions and their images lie, and how evenly captions do; means over pairs."""
+    zoo = task.zoo
+    rows = zoo.splits["test"][spaced(len(zoo.splits["test"]))]
+    found = []
+    for (text, image), connected in pairs.items():
+        texts, images = zoo.texts[text].unit(zoo.choices[rows, 0]), zoo.images[image].unit(rows)
+        mapped, images = both_sides(connected, texts, images)
+        found.append(placement(mapped, images, mapped))
+    return {key: sum(one[key] for one in found) / len(found) for key in found[0]}
 
 
 @torch.inference_mode()
@@ -181,7 +188,7 @@ def _asked_classes(asked: Asked, pair: Pair, connected: Connected) -> Float[Tens
     """Return whether each picture's true class is first, and among the first five."""
     prompts, images = asked.prompts[pair[0]], asked.images[pair[1]]
     everything = torch.arange(len(prompts)), torch.arange(len(images))
-    mapped, features = _both_sides(connected, prompts.unit(everything[0]), images.unit(everything[1]))
+    mapped, features = both_sides(connected, prompts.unit(everything[0]), images.unit(everything[1]))
     classes = functional.normalize(mapped.view(asked.classes, -1, mapped.shape[1]).mean(1), dim=1)
     ranks, _ = class_ranks(features, classes, asked.label)
     values = accuracy_values(ranks.numpy(), np.full(len(ranks), asked.classes))
@@ -204,16 +211,6 @@ def _chance(zoo: Zoo) -> dict[str, Tensor]:
         found |= {f"set={asked.name}|{text}|{image}": table.clone()
                   for text, image in zoo.pairs() if image in asked.images}  # fmt: skip
     return found
-
-
-def _keep(folder: Path, pairs: dict[Pair, Connected], about: dict[str, Any]) -> None:
-    """Keep the connectors that are plain linear maps."""
-    tensors = {}
-    for pair, connected in pairs.items():
-        if isinstance(connected.of_text, LinearMap) and connected.of_image is None:
-            tensors[f"{'|'.join(pair)}.weight"] = connected.of_text.weight
-            tensors[f"{'|'.join(pair)}.bias"] = connected.of_text.bias
-    keep_tensors(folder, tensors, about)
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,27 @@ from workbench.papers.hyper_align import (
 from workbench.training import fit
 
 
+def both_sides(
+    connected: Connected, texts: Float[Tensor, "N X"], images: Float[Tensor, "M Z"]
+) -> tuple[Float[Tensor, "N E"], Float[Tensor, "M E"]]:
+    """Map both sides of a pair and bring them to unit norm."""
+    images = images if connected.of_image is None else connected.of_image(images)
+    return functional.normalize(connected.of_text(texts), dim=-1), functional.normalize(images, dim=-1)
+
+
+def linear_maps(pairs: dict[Pair, Connected]) -> dict[Pair, LinearMap]:
+    """Return the connectors that are plain maps of texts and leave images as they are."""
+    plain = {pair: one.of_text for pair, one in pairs.items() if one.of_image is None}
+    return {pair: one for pair, one in plain.items() if isinstance(one, LinearMap)}
+
+
 def selection_score(task: Task, pair: Pair, connected: Connected) -> float:
     """Return R@10, mean of both directions, on the split valid with one caption per image; 0 to 1."""
     zoo, (text, image) = task.zoo, pair
     rows = zoo.splits["valid"]
-    features = zoo.images[image].unit(rows)
-    if connected.of_image is not None:
-        features = functional.normalize(connected.of_image(features), dim=1)
-    mapped = connected.of_text(zoo.texts[text].unit(zoo.choices[rows, 0]))
-    ranks = retrieval_ranks(functional.normalize(mapped, dim=1)[:, None], features)
+    sides = zoo.texts[text].unit(zoo.choices[rows, 0]), zoo.images[image].unit(rows)
+    mapped, features = both_sides(connected, *sides)
+    ranks = retrieval_ranks(mapped[:, None], features)
     return float(recall_values(*(one.numpy() for one in ranks))["recall_at_10"].mean())
 
 
@@ -201,7 +213,9 @@ def relative_cosines(task: Task) -> Outcome:
     }
     images = {name: known.unit(rows) for name, known in zoo.images.items()}
     pairs = {
-        (text, image): Connected(partial(relative, anchors=texts[text]), partial(relative, anchors=images[image]))
+        (text, image): Connected(
+            partial(relative, anchors=texts[text]), partial(relative, anchors=images[image])
+        )
         for text in texts
         for image in images
     }

@@ -21,7 +21,8 @@ class AlignModelSettings(Settings):
     ``hyper_align`` generates the connectors from codes of the image encoders. ``ridge``, ``procrustes``,
     ``cca`` (maps both sides) and ``connector`` (its score as a map of texts) are closed forms. ``search``
     screens all pairs in closed form and trains fewer and fewer of them; ``hub`` learns one map per encoder
-    into a shared space; ``relative`` learns nothing and compares cosines to the same items. ``chance`` guesses.
+    into a shared space; ``relative`` compares cosines to the same items and learns nothing. ``chance``
+    guesses.
     """
 
     name: str = Field(pattern="^[a-z][a-z0-9_]*$")
@@ -60,7 +61,9 @@ class AlignModelSettings(Settings):
         default=None, gt=0, description="image features wider than this are sketched for the screen (search)"
     )
     hub_width: int = Field(default=128, gt=0)
-    anchors: int = Field(default=512, gt=1, description="training images that cosines are taken to (relative)")
+    anchors: int = Field(
+        default=512, gt=1, description="training images that cosines are taken to (relative)"
+    )
     centre: bool = Field(
         default=False,
         description="take every image encoder's mean away first (ape, direct, hyper_align): a failure mode",

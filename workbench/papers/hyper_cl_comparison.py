@@ -16,7 +16,7 @@ from workbench.datasets.pairs import load_pairs
 from workbench.encoders import TextEncoder
 from workbench.evaluation.similarity import METRICS, measure
 from workbench.files import digest
-from workbench.geometry.uniformity import alignment, uniformity
+from workbench.geometry.uniformity import placement, spaced
 from workbench.hypernetworks import health_of
 from workbench.papers.comparison import (
     METRIC_COLUMNS,
@@ -48,7 +48,6 @@ from workbench.training import fit, seed_everything
 
 RECIPE = HyperCLRecipe
 SPLITS = ("valid", "test")
-_GEOMETRY_ROWS = 2048  # at most that many rows say how embeddings lie
 _ORDER = {"seen": 0, "rephrased": 1, "unseen": 2}  # how new a condition is
 
 
@@ -186,26 +185,19 @@ def head_geometry(head: ConditionedHead, source: Source, split: Split) -> dict[s
         split: whose rows; of more than 2,048, as many evenly spaced ones.
 
     Returns:
-        alignment (of the two sentences of each row with label 1, under the row's condition; 0 to 4, ideal 0;
-        None without such rows), positives (how many rows), uniformity (of the distinct first sentences, each
-        under its condition; -8 to 0, lower is more even; None for fewer than two) and rows.
+        As :func:`workbench.geometry.uniformity.placement`; positives are the two sentences of each row with
+        label 1, under its condition, and points the distinct first sentences, each under its condition.
     """
 
     def embedded(rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
-        some = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _GEOMETRY_ROWS)).long()]
-        found = [source.compare(head, split, part)[1:] for part in some.split(1024)]
+        found = [source.compare(head, split, part)[1:] for part in rows[spaced(len(rows))].split(1024)]
         return tuple(torch.cat([sides[place].float().cpu() for sides in found]) for place in (0, 1))
 
     same = (split.label == 1).nonzero()[:, 0]
     asked = torch.stack([split.first, split.condition]).cpu().numpy()
     each = torch.from_numpy(np.unique(asked, axis=1, return_index=True)[1]).to(same)
     points = embedded(each)[0]
-    return {
-        "alignment": float(alignment(*embedded(same))) if len(same) else None,
-        "positives": min(len(same), _GEOMETRY_ROWS),
-        "uniformity": float(uniformity(points)) if len(points) > 1 else None,
-        "rows": len(points),
-    }
+    return placement(*(embedded(same) if len(same) else (points[:0], points[:0])), points)
 
 
 def baseline_scores(

@@ -15,6 +15,7 @@ from workbench.encoders import TextEncoder
 from workbench.evaluation.ranking import Ranks, count_ranks, metric_values, resample
 from workbench.evaluation.similarity import Measured
 from workbench.files import digest
+from workbench.geometry.uniformity import placement, spaced
 from workbench.hypernetworks import health_of
 from workbench.hypernetworks.generators import standardise
 from workbench.papers.comparison import (
@@ -131,6 +132,7 @@ class _Job:
             results |= {f"{split}{rerank}.optimistic": ranks.optimistic.cpu()}
             results |= {f"{split}{rerank}.pessimistic": ranks.pessimistic.cpu()}
         card = card_of(model, self.seed, loss, cost, history)
+        card["geometry"] = {"split": "test", **_placement(ranker, graph)}
         card["temperature"] = float(torch.exp(-head.log_scale.detach()))
         if start is not None and model.kind == "hyper":  # one generated number has no directions
             card["health"] = health_of(head.generator, ranker.relations, start).to_dict()
@@ -153,6 +155,15 @@ class _Job:
         about = {"settings": self.model.model_dump(mode="json"), "width": width}
         about |= {"encoder": self.recipe.encoder, "relations": self.graph.relations}
         keep_head(self.workspace / "models" / self.model.name, head, about)
+
+
+@torch.inference_mode()
+def _placement(ranker: Ranker, graph: Graph) -> dict[str, float | int | None]:
+    """Say how near queries and their true tails lie, and how evenly entities do, on some of many."""
+    asked = graph.queries("test").to(ranker.entities.device)
+    heads, relations, tails = asked[spaced(len(asked))].unbind(1)
+    queries = ranker.queries(heads, relations)[0]
+    return placement(queries, ranker.entities[tails], ranker.entities[spaced(len(ranker.entities))])
 
 
 @torch.inference_mode()

@@ -21,6 +21,7 @@ from workbench.evaluation.ranking import resample
 from workbench.evaluation.similarity import Measured
 from workbench.evaluation.zero_shot import accuracy_values, class_ranks, per_class_weights
 from workbench.files import digest
+from workbench.geometry.uniformity import placement, spaced
 from workbench.hypernetworks import health_of
 from workbench.hypernetworks.generators import standardise
 from workbench.papers.comparison import (
@@ -168,6 +169,7 @@ class _Job:
         for split, asked in questions.items():
             results |= {f"{split}|{name}": found for name, found in self._ask(model, asked, split).items()}
         card = card_of(settings, self.seed, model, cost, history)
+        card["geometry"] = {"split": "test", **self._placement(model, questions["test"])}
         if start is not None:
             sets = [
                 self._directions(model, one)[:8] for one in questions["test"].sets if len(one.classes) >= 4
@@ -188,6 +190,16 @@ class _Job:
     def _directions(self, model: HyperCLIP, one: ClassSet) -> Float[Tensor, "C D"]:
         """Return a unit direction per class."""
         return model.class_weights(self.inputs(one.prompts()).to(self.device), len(one.classes))
+
+    @torch.inference_mode()
+    def _placement(self, model: HyperCLIP, asked: Questions) -> dict[str, float | int | None]:
+        """Say how near images and their class names lie, and how evenly images do, on the first class set."""
+        one = next(one for one in asked.sets if not one.side)
+        some, weights = spaced(len(one.rows)), self._directions(model, one)
+        if model.generator is not None:
+            model.use(model.calibrate(model.generate(weights)))
+        images = embed(model, asked.pixels[one.rows[some]].to(self.device))
+        return placement(images, weights[one.label[some].to(self.device)], images)
 
     @torch.inference_mode()
     def _ask(self, model: HyperCLIP, asked: Questions, split: str) -> dict[str, Int[Tensor, "2 N"]]:
