@@ -179,7 +179,7 @@ def rank_table(model: HyperCL) -> pl.DataFrame:
 
     Returns:
         One row per generator ("trained", or "its head set to zero") and slot: generator, slot, conditions,
-        effective, stable, possible and verdict.
+        effective, stable, possible, relative_spread and verdict.
 
     Raises:
         DataError: this head generates no weights.

@@ -26,7 +26,12 @@ _PENALTY = 1.0  # of the two regressions, in units of summed squares
 
 
 class StaticEncoder:
-    """Texts in, unit-norm vectors out, by one look-up per token."""
+    """Texts in, unit-norm vectors out, by one look-up per token.
+
+    e(x) = u / |u|, u = mean over the tokens t of x of v_t.
+
+    See :meth:`distil` for where the table v comes from, and its source.
+    """
 
     def __init__(self, tokenizer: Tokenizer, table: Float[Tensor, "V K"]) -> None:
         """Join a tokenizer and its table.

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
+from workbench.families.continual import ContinualModel, network
 from workbench.geometry.matrices import singular_values
-from workbench.geometry.rank import Ranks, ranks, ranks_of_products, spectrum_rank
-from workbench.hypernetworks import LinearGenerator, ParamSpec, Slot
+from workbench.geometry.rank import STILL, Ranks, ranks, ranks_of_products, spectrum_rank
+from workbench.hypernetworks import LinearGenerator, ParamSpec, Slot, health_of
 
 # Deadlines would measure the machine, not the code; the database would write into the checkout.
 quick = settings(max_examples=40, deadline=None, database=None)
@@ -84,6 +85,24 @@ def test_products_alone_give_the_same_ranks(count, width, seed):
     assert other.stable == pytest.approx(one.stable, rel=1e-6)
 
 
+def test_the_relative_spread_by_hand():
+    # Mean (3, 2), both rows 2 away: sqrt(2 * 4 / (25 + 9)).
+    rows = torch.tensor([[3.0, 4.0], [3.0, 0.0]])
+    for found in (ranks(rows), ranks_of_products(rows.double() @ rows.double().T)):
+        assert found.relative_spread == pytest.approx(math.sqrt(8 / 34))
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(0.5 * STILL, "collapsed"), (2 * STILL, "sound")])
+def test_rows_that_hardly_differ_have_collapsed_whatever_their_rank(size, verdict):
+    rows = 10 * torch.nn.functional.normalize(torch.ones(1, 20).double(), dim=1) + drawn(200, 20) * (
+        size * 10 / math.sqrt(20)
+    )
+    for found in (ranks(rows), ranks_of_products(rows @ rows.T)):
+        assert found.effective > 15
+        assert found.relative_spread == pytest.approx(size, rel=0.1)  # 4,000 draws
+        assert found.verdict.startswith(verdict)
+
+
 def test_equal_rows_have_rank_zero_however_long_they_are():
     for rows in (torch.zeros(4, 3), 1e6 * torch.ones(4, 3)):
         for found in (ranks(rows), ranks_of_products(rows.double() @ rows.double().T)):
@@ -124,10 +143,37 @@ def test_a_generator_with_a_zero_head_is_flagged_and_a_fresh_one_is_sound(mode):
     )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["hyper", "chunked"])
+@pytest.mark.parametrize(
+    ("share", "verdict", "healthy"),
+    [
+        (1.5, "sound", True),
+        (0.0, "collapsed: all rows are equal", False),
+        (1e-4, "collapsed: rows differ", False),
+    ],
+)
+def test_the_alarm_agrees_with_the_health_of_a_familys_generator(kind, share, verdict, healthy):
+    torch.manual_seed(0)
+    net = network(ContinualModel(name="one", kind=kind, beta=1.0), 8)
+    head = net.net.generator.head
+    start = head.weight.clone()
+    head.weight.mul_(share)
+    if not healthy:
+        head.bias.fill_(1.0)  # what all tasks share
+    # Chunks differ in their own vectors, so a layer is not one number.
+    ranks = net.weights(slice(0, 8)).ranks("0.weight")
+    assert ranks.verdict.startswith(verdict)
+    health = health_of(net.net.generator, net.conditions(slice(0, 8)), start)
+    assert ("conditions do not move the weights" not in health.verdict) == healthy
+    assert (health.relative_spread, health.effective_rank) == (ranks.relative_spread, ranks.effective)
+
+
 def test_ranks_are_written_as_numbers_with_the_verdict():
-    assert Ranks(4.0, 3.5, 9).to_dict() == {
+    assert Ranks(4.0, 3.5, 9, 0.5).to_dict() == {
         "effective": 4.0,
         "stable": 3.5,
         "possible": 9,
+        "relative_spread": 0.5,
         "verdict": "sound",
     }

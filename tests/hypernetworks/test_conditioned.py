@@ -9,7 +9,15 @@ from torch import nn
 from torch.func import functional_call
 
 from workbench.errors import RunError
-from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec, RandomProjection, Table
+from workbench.hypernetworks import (
+    Conditioned,
+    GeneratedWeights,
+    MLPGenerator,
+    ParamSpec,
+    RandomProjection,
+    Slot,
+    Table,
+)
 from workbench.hypernetworks.conditioned import FactoredLinear
 
 CODE, CONDITIONS, MEMBERS, WIDTH, OUT = 5, 4, 6, 8, 3
@@ -186,6 +194,82 @@ def test_a_generator_for_another_module_is_refused():
         Conditioned(other, generator)
 
 
+def widened(kind):
+    """A target that has more, fewer or larger parameters than ours."""
+    other = Target()
+    if kind == "superset":
+        other.more = nn.Linear(2, 2)
+    elif kind == "missing":
+        other.norm = nn.Identity()
+    else:
+        other.leave = nn.Linear(16, OUT + 1, bias=False)
+    return other
+
+
+@pytest.mark.parametrize("rows", [None, torch.zeros(MEMBERS, dtype=torch.long)])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("superset", r"more\.weight is tensor \(2, 2\), joins 'add', here it is missing"),
+        ("missing", r"norm\.weight is missing, here it is vector \(16,\)"),
+        ("other shapes", r"leave\.weight is tensor \(4, 16\), joins 'add', here it is tensor \(3, 16\)"),
+    ],
+)
+def test_weights_generated_for_another_module_are_refused_at_the_call(kind, said, rows, conditions, inputs):
+    model, other = model_of(), widened(kind)
+    theirs = MLPGenerator(CODE, ParamSpec.of(other), (12,))(conditions[:1])
+    with pytest.raises(ValueError, match=said):
+        model(inputs[0], theirs, rows)
+
+
+def test_weights_that_join_otherwise_or_are_not_what_their_spec_says_are_refused(conditions, inputs):
+    model, other = model_of(), model_of("replaced")
+    with pytest.raises(ValueError, match=r"enter\.weight is .* joins 'replace', here it is .* joins 'add'"):
+        model(inputs[0], other.weights(conditions[:1]))
+    weights = model.weights(conditions[:1])
+    whole = {name: one for name, one in weights.tensors.items() if name != "norm.bias"}
+    with pytest.raises(ValueError, match=r"norm\.bias is missing, here it is \(16,\)"):
+        model(inputs[0], GeneratedWeights(weights.spec, whole))
+    turned = weights.tensors | {"leave.weight": weights.tensors["leave.weight"].mT}
+    with pytest.raises(ValueError, match=r"leave\.weight is \(16, 3\), here it is \(3, 16\)"):
+        model(inputs[0], GeneratedWeights(weights.spec, turned))
+
+
+def test_weights_of_an_equal_spec_and_of_another_scale_fit(conditions, inputs):
+    model = model_of()
+    spec = ParamSpec.from_dict(model.spec.to_dict())
+    again = ParamSpec.of(Target(), gain=0.1)
+    for one in (spec, again):
+        coefficients = torch.zeros(CONDITIONS, one.numel)
+        found = model(inputs, one.compose(coefficients))
+        torch.testing.assert_close(found, model.target(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2]))
+
+
+def test_a_spec_made_by_hand_or_loaded_may_not_generate_shared_parameters():
+    target = Target()
+    target.again = target.leave
+    written = ParamSpec((Slot("leave.weight", (OUT, 16), "tensor"),)).to_dict()
+    for name in ("leave.weight", "again.weight"):
+        spec = ParamSpec.from_dict({**written, "slots": [{**written["slots"][0], "name": name}]})
+        with pytest.raises(ValueError, match=rf"{name} is shared with (leave|again)\.weight"):
+            Conditioned(target, MLPGenerator(CODE, spec, (12,)))
+    factors = ParamSpec((Slot("leave", (16, OUT), "lowrank", 2, joins="add"),))
+    with pytest.raises(ValueError, match=r"leave\.weight is shared with again\.weight"):
+        Conditioned(target, Table(2, factors))
+    norms = ParamSpec.from_dict(ParamSpec.of(target, "norm.*").to_dict())
+    assert Conditioned(target, Table(2, norms)).weights(torch.arange(2)).tensors
+
+
+def test_a_number_that_a_table_has_no_row_for_is_named():
+    table = Table(3, ParamSpec.of(Target()))
+    for number in (3, -1):
+        with pytest.raises(
+            ValueError, match=rf"condition {number} of a table of 3; give numbers from 0 to 2"
+        ):
+            table(torch.tensor([0, number]))
+    assert len(table(torch.tensor([2, 0]))) == 2
+
+
 def test_conditions_of_another_width_and_numbers_that_are_none_are_said(conditions):
     model = model_of()
     with pytest.raises(ValueError, match="width 5, got 4"):
@@ -229,6 +313,16 @@ def test_health_tells_a_silent_generator_and_one_whose_weights_reach_no_output(c
     nn.init.zeros_(model.target.leave.weight)
     model.spec = ParamSpec(tuple(slot for slot in model.spec.slots if slot.name != "leave.weight"))
     assert "do not move the output" in model.health(conditions, inputs[0]).verdict
+
+
+def test_the_health_of_a_fixed_projection_says_nothing_of_training(conditions, inputs):
+    target = Target()
+    model = Conditioned(target, RandomProjection(CODE, ParamSpec.of(target), 0))
+    found = model.health(conditions, inputs[0])
+    assert found.moved is None
+    assert "moved" not in found.to_dict()
+    assert found.verdict == "sound"
+    assert "conditions do not move the weights" in model.health(torch.ones_like(conditions)).verdict
 
 
 def test_a_fixed_projection_trains_nothing_and_repeats_by_its_seed():

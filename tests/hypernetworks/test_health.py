@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from workbench.hypernetworks import LinearGenerator, ParamSpec, Slot, health_of
+from workbench.hypernetworks.health import health_of_weights
 
 
 def table_of(rows: list[list[float]]) -> LinearGenerator:
@@ -71,6 +72,16 @@ def test_the_spread_is_the_deviation_over_the_root_mean_square():
     health = health_of(generator, torch.eye(2), torch.ones(2, 2))
     # Mean (3, 2), both rows 2 away: sqrt(4 / ((25 + 9) / 2)).
     assert health.relative_spread == pytest.approx(math.sqrt(4 / 17), rel=1e-4)
+
+
+def test_weights_alone_have_the_health_of_what_generates_them():
+    generator = low_rank()
+    start, conditions = generator.head.weight.detach().clone(), torch.randn(6, 16)
+    with torch.no_grad():
+        generator.head.weight.mul_(1.5)
+    weights = generator(conditions)
+    assert health_of_weights(weights, generator.head.weight, start) == health_of(generator, conditions, start)
+    assert health_of_weights(weights).moved is None
 
 
 def test_near_copies_are_a_share_of_pairs():

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from workbench.errors import DataError
-from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec
-from workbench.hypernetworks.peft_files import CONFIG, WEIGHTS, save_peft
+from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec, save_peft
+from workbench.hypernetworks.peft_files import CONFIG, WEIGHTS
 
 
 def layers():

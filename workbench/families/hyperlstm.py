@@ -40,8 +40,9 @@ from torch.nn import functional
 
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
 from workbench.files import digest
-from workbench.geometry.rank import ranks
-from workbench.hypernetworks import Health
+from workbench.hypernetworks import ParamSpec, Slot
+from workbench.hypernetworks.generators import cost_of_numbers
+from workbench.hypernetworks.health import health_of_weights
 from workbench.papers.comparison import Loaded
 from workbench.training import Training, fit
 
@@ -239,18 +240,10 @@ def card(net: HyperLstm, test: Int[Tensor, "B L"]) -> dict[str, object]:
     state = net.begin(len(test))
     for character in test.T[:50]:
         state = net.step(net.inputs(character), state, character)
-    made = net.scales(state[2]).flatten(1).double()
-    alike = functional.cosine_similarity(made[:, None], made[None], dim=-1).triu(1) > 0.999
-    health = Health(
-        moved=float((net.generate - net.start).norm() / net.start.norm()),
-        relative_spread=float((made - made.mean(0)).square().mean().sqrt() / made.square().mean().sqrt()),
-        effective_rank=ranks(made).effective,
-        near_copies=float(alike.sum() / math.comb(len(made), 2)),
-        conditions=len(made),
-    )
-    cost = {"generator_parameters": parameters, "generated_parameters": made.shape[1],
-            "break_even_conditions": math.ceil(parameters / made.shape[1])}  # fmt: skip
-    return {"cost": cost, "health": health.to_dict()}
+    made = net.scales(state[2]).flatten(1)
+    spec = ParamSpec((Slot("scales", (made.shape[1],), "vector"),), scaled=False)
+    health = health_of_weights(spec.compose(made), net.generate, net.start)
+    return {"cost": cost_of_numbers(parameters, spec.numel), "health": health.to_dict()}
 
 
 compare = comparison_of(measure)

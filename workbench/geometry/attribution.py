@@ -64,6 +64,10 @@ def integrated_gradients(
         steps: S of the integral (Gauss-Legendre), at least 1; more make it complete.
         told: called with the number of steps done, now and then; what it raises ends the work.
 
+    Returns:
+        Values of any sign in units of the score that sum to F(x) - F(r), up to the ``incompleteness``
+        (ideal 0).
+
     Raises:
         DataError: fewer than one step, or a score that is not finite on the way.
 
@@ -90,7 +94,7 @@ def integrated_gradients(
 def integrated_jacobian(
     vector: Score, parts: Float[Tensor, "L D"], reference: Float[Tensor, "L D"], steps: int = STEPS
 ) -> Float[Tensor, "L K"]:
-    """Attribute a vector: row l is what part l adds to each of its entries; rows sum to f(x) - f(r).
+    """Attribute a vector: a_lk = sum_d (x - r)_ld  integral_0^1 df_k/dx_ld (r + t (x - r)) dt.
 
     Each part's share is one derivative along that part's change, in forward mode: L of them a step, where the
     whole Jacobian takes K backward passes.
@@ -100,6 +104,10 @@ def integrated_jacobian(
         parts: x, the input.
         reference: r.
         steps: as for :func:`integrated_gradients`.
+
+    Returns:
+        Row l is what part l adds to each entry of f, of any sign and in its units; ideally the rows sum to
+        f(x) - f(r), and more steps bring them there.
 
     Raises:
         DataError: fewer than one step, or a vector that is not finite on the way.

@@ -26,6 +26,9 @@ def similarity_map(places: Float[Tensor, "B D H W"], targets: Float[Tensor, "B D
         places: v_p, embeddings of positions, see :func:`embedded_places`.
         targets: y, for example text embeddings; any norm.
 
+    Returns:
+        h, in units of the cosine, each at most |v_p| / (H W |v|) to either side of 0; no value is ideal.
+
     Source: Stylianou, Souvenir and Pless (2019), Visualizing Deep Similarity Networks, arXiv 1901.00536;
     here for a target that has no map.
     """
@@ -35,9 +38,10 @@ def similarity_map(places: Float[Tensor, "B D H W"], targets: Float[Tensor, "B D
 
 
 def pair_map(first: Float[Tensor, "D H W"], second: Float[Tensor, "D G V"]) -> Float[Tensor, "H W G V"]:
-    """Split the cosine of two images over pairs of positions; sums to it.
+    """Split the cosine of two images over pairs of positions: h_pq = <v_p, w_q> / (H W G V |v| |w|).
 
-    Summed over one image's positions it is the other's :func:`similarity_map`.
+    v and w are the means over positions; the map sums to cos(v, w), -1 to 1, and a pair against it is
+    negative. Summed over one image's positions it is the other's :func:`similarity_map`.
 
     Source: Stylianou, Souvenir and Pless (2019), arXiv 1901.00536.
     """
@@ -53,6 +57,9 @@ def pointed_at(heat: Float[Tensor, "B H W"], boxes: Float[Tensor, "B 4"]) -> Boo
     Args:
         heat: one map per image.
         boxes: top, left, bottom, right of the object as shares of the image's side, 0 to 1.
+
+    Returns:
+        True for a hit, argmax_p h_p in the box; the share of hits is the accuracy, 0 to 1, ideal 1.
 
     Source: Zhang et al. (2018), Top-down neural attention, arXiv 1608.00507 (the pointing game). Deviation: a
     position stands for the cell it covers, not for a point.

@@ -78,7 +78,8 @@ def probe(
 ) -> Probe:
     """Train and test a linear probe by cross-validation, and the same probe on a control task.
 
-    A logistic regression on standardised features.
+    A logistic regression on standardised features: p(k | x) = softmax_k(w_k . (x - m) / s + b_k), with mean m
+    and deviation s of the training folds.
 
     Args:
         embeddings: one row per item.

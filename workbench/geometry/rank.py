@@ -14,7 +14,8 @@ from jaxtyping import Float
 from scipy.special import entr
 from torch import Tensor
 
-_STILL = 1e-6  # deviation, as a share of the largest row's norm, below which rows do not differ
+STILL = 1e-3  # relative spread below which rows count as the same, here and in a generator's health
+_ROUNDING = 1e-6  # relative spread below which their spectrum is that of rounding errors
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,23 @@ class Ranks:
         stable: sum of squared singular values over the largest; 1 to ``effective``'s bound, 0 if rows are
             equal. Small directions hardly count in it.
         possible: the most that N rows of width D can reach, min(N - 1, D).
+        relative_spread: standard deviation of the rows over their root mean square,
+            sqrt(sum_i |x_i - mean|^2 / sum_i |x_i|^2); 0 (all rows are equal) to 1. Ranks see the directions
+            of what differs and not how little it is.
     """
 
     effective: float
     stable: float
     possible: int
+    relative_spread: float
 
     @property
     def verdict(self) -> str:
-        """One line: "sound", or how far the rows have collapsed (bar: effective rank 3)."""
+        """One line: "sound", or how far the rows have collapsed (bars: spread 0.001, effective rank 3)."""
         if self.effective == 0:
             return "collapsed: all rows are equal"
+        if self.relative_spread < STILL:
+            return f"collapsed: rows differ by {self.relative_spread:.1g} of their size"
         if self.effective < min(3, 0.9 * self.possible):
             return f"nearly collapsed: {self.effective:.1f} of {self.possible} directions"
         return "sound"
@@ -66,7 +73,7 @@ def ranks(rows: Float[Tensor, "N D"]) -> Ranks:
     """
     exact = rows.double()
     values = torch.linalg.svdvals(exact - exact.mean(0))
-    return _of_spectrum(values, exact.norm(dim=1).max(), min(len(rows) - 1, rows.shape[1]))
+    return _of_spectrum(values, exact.square().sum(), min(len(rows) - 1, rows.shape[1]))
 
 
 def ranks_of_products(inner: Float[Tensor, "N N"]) -> Ranks:
@@ -77,12 +84,14 @@ def ranks_of_products(inner: Float[Tensor, "N N"]) -> Ranks:
     """
     centred = inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
     values = torch.linalg.eigvalsh(centred).clamp_min(0).sqrt()
-    return _of_spectrum(values, inner.diagonal().max().clamp_min(0).sqrt(), len(inner) - 1)
+    return _of_spectrum(values, inner.diagonal().sum(), len(inner) - 1)
 
 
-def _of_spectrum(values: Float[Tensor, " K"], longest: Float[Tensor, ""], possible: int) -> Ranks:
-    """Compute both ranks from singular values."""
-    if values.max() <= _STILL * longest.clamp_min(1e-30):
-        return Ranks(0.0, 0.0, possible)
-    stable = values.square().sum() / values.max().square()
-    return Ranks(spectrum_rank(values.cpu().numpy()), float(stable), possible)
+def _of_spectrum(values: Float[Tensor, " K"], total: Float[Tensor, ""], possible: int) -> Ranks:
+    """Compute ranks from the singular values of what differs and the squares' sum of all."""
+    squares = values.square().sum()
+    spread = float((squares / total.clamp_min(1e-60)).sqrt())
+    if spread <= _ROUNDING:
+        return Ranks(0.0, 0.0, possible, spread)
+    stable = squares / values.max().square()
+    return Ranks(spectrum_rank(values.cpu().numpy()), float(stable), possible, spread)

@@ -119,6 +119,9 @@ def nested(
         second: y of the same depths.
         widths: entries kept, the full width among them.
 
+    Returns:
+        A mean, in the range of the loss and with its ideal value: 0 for a contrastive one, lower is better.
+
     Source: Li et al. (2024), arXiv 2402.14776. Deviation: without their term that aligns a lower layer's
     similarities with the last layer's.
     """

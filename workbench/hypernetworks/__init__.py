@@ -12,6 +12,7 @@ from workbench.hypernetworks.generators import (
 )
 from workbench.hypernetworks.health import Health, health_of
 from workbench.hypernetworks.norms import Affines, ChannelAffine, ConditionedNorm
+from workbench.hypernetworks.peft_files import save_peft
 from workbench.hypernetworks.spec import GeneratedWeights, ParamSpec, Slot
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "health_of",
     "pool_tokens",
     "project",
+    "save_peft",
 ]

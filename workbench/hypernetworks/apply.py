@@ -90,12 +90,23 @@ class Rows:
             inputs: one vector, image or the like per row.
             function: gets a slice of the unique ids and their rows ``[U, M, ...]``, returns ``[U, M, ...]``.
         """
-        parts = []
+        return self.apply_all([inputs], lambda span, parts: [function(span, parts[0])])[0]
+
+    def apply_all(
+        self, inputs: list[Tensor], function: Callable[[slice, list[Tensor]], list[Tensor]]
+    ) -> list[Tensor]:
+        """Send several tensors of N rows together through the function of the rows' ids; it may give several.
+
+        See :meth:`apply`.
+        """
+        found = []
         for block in self.blocks:
             # index_select, not indexing: its backward adds in a fixed order, so training repeats exactly.
-            part = inputs.index_select(0, block.rows.flatten()).unflatten(0, block.rows.shape)
-            parts.append(function(slice(block.start, block.stop), part)[block.real])
-        return torch.cat(parts).index_select(0, self.position)
+            parts = [
+                one.index_select(0, block.rows.flatten()).unflatten(0, block.rows.shape) for one in inputs
+            ]
+            found.append([one[block.real] for one in function(slice(block.start, block.stop), parts)])
+        return [torch.cat(parts).index_select(0, self.position) for parts in zip(*found, strict=True)]
 
 
 def project(
@@ -143,7 +154,7 @@ def pool_tokens(
     by_sentence: Rows,
     heads: int = 1,
 ) -> Float[Tensor, "N D"]:
-    """Pool each row's sentence with its query: softmax(tokens . query / sqrt(D)) weighs the tokens.
+    """Pool each row's sentence with its query: sum_l softmax_l(t_l . q / sqrt(D)) t_l over its tokens t_l.
 
     Each sentence's tokens are gathered once, however many conditions look at it.
 
@@ -155,7 +166,12 @@ def pool_tokens(
         heads: slices of the width with a softmax of their own, as in multi-head attention; a divisor of D.
 
     Returns:
-        One pooled vector per row; each slice lies in the convex hull of its sentence's tokens.
+        One pooled vector per row, not normalised; each slice lies in the convex hull of its
+        sentence's tokens.
+
+    Source: equations (6) and (8) of :mod:`workbench.papers.hyper_cl`; pooling the tokens that a proposition
+    asks for is the sub-sentence encoder of Chen et al. (2023), arXiv 2311.04335. Deviation: there the tokens
+    are marked and weigh alike.
     """
     width = tokens.shape[-1]
     if width % heads:

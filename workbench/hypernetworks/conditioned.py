@@ -8,18 +8,20 @@ Shape letters: U unique conditions, C condition width, N rows, M rows of one con
 """
 
 import copy
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from workbench.errors import RunError
 from workbench.hypernetworks.apply import Rows
+from workbench.hypernetworks.calls import Tree, call_each
 from workbench.hypernetworks.generators import cost_of
 from workbench.hypernetworks.health import Health, health_of
-from workbench.hypernetworks.spec import GeneratedWeights
+from workbench.hypernetworks.spec import GeneratedWeights, Slot, refuse_shared
 
 
 class FactoredLinear(nn.Linear):
@@ -50,24 +52,35 @@ class Conditioned(nn.Module):
     in place of the generator gives the per-task baseline (with a rank, LoRA) by the same path.
     """
 
-    def __init__(self, target: nn.Module, generator: nn.Module, *, learn_base: bool = True) -> None:
+    def __init__(
+        self, target: nn.Module, generator: nn.Module, *, learn_base: bool = True, one_by_one: bool = False
+    ) -> None:
         """Join a target and a generator of its parameters.
 
         Args:
             target: any module; linear layers that get factors are wrapped in place.
             generator: its ``spec`` names parameters of the target, see ``ParamSpec.of``.
             learn_base: train the target's own parameters as well; those that are replaced never are.
+            one_by_one: compute several conditions in turn, not together: slower, but it takes modules that
+                branch on the values of a tensor, as transformers do on the mask of the tokens.
 
         Raises:
-            ValueError: the generator's weights are for another module: a name or a shape differs.
+            ValueError: the generator's weights are for another module: a name or a shape differs; or for
+                parameters that two parts of this one share.
         """
         super().__init__()
         self.target, self.generator, self.spec = target, generator, generator.spec
-        parameters = dict(target.named_parameters())
+        self.one_by_one = one_by_one
+        parameters = dict(target.named_parameters(remove_duplicate=False))
+        names = {
+            slot.name: f"{slot.name}.weight" if slot.mode == "lowrank" else slot.name
+            for slot in self.spec.slots
+        }
+        refuse_shared(parameters, [name for name in names.values() if name in parameters])
         if not learn_base:
             target.requires_grad_(False)
         for slot in self.spec.slots:
-            name = f"{slot.name}.weight" if slot.mode == "lowrank" else slot.name
+            name = names[slot.name]
             expected = (slot.shape[1], slot.shape[0]) if slot.mode == "lowrank" else slot.shape
             found = parameters.get(name)
             if found is None or tuple(found.shape or (1,)) != expected:
@@ -102,7 +115,12 @@ class Conditioned(nn.Module):
         return found
 
     def parameters_of(self, weights: GeneratedWeights) -> dict[str, Tensor]:
-        """Join generated values with the target's own, one tensor per name with a leading axis U."""
+        """Join generated values with the target's own, one tensor per name with a leading axis U.
+
+        Raises:
+            ValueError: weights that were generated for another module.
+        """
+        self._refuse_others(weights)
         own, found = dict(self.target.named_parameters()), {}
         for slot in self.spec.slots:
             if slot.mode == "lowrank":
@@ -117,51 +135,98 @@ class Conditioned(nn.Module):
             }[slot.joins](base, made)
         return found
 
-    def forward(self, inputs: Tensor, weights: GeneratedWeights, rows: Rows | Tensor | None = None) -> Tensor:
+    def _refuse_others(self, weights: GeneratedWeights) -> None:
+        """Refuse weights of another spec, and tensors that are not what their spec says."""
+        differs = []
+        if weights.spec not in (self.spec, self.generator.spec):
+            mine, theirs = (
+                {slot.name: _told(slot) for slot in spec.slots} for spec in (self.spec, weights.spec)
+            )
+            pairs = ((name, mine.get(name, "missing"), theirs.get(name, "missing")) for name in mine | theirs)
+            differs = [one for one in pairs if one[1] != one[2]]
+        for slot in () if differs else self.spec.slots:
+            for name, (shape, _) in slot.parts.items():
+                found = weights.tensors.get(name)
+                if found is None or tuple(found.shape[1:]) != shape:
+                    differs.append((name, shape, "missing" if found is None else tuple(found.shape[1:])))
+        if differs:
+            name, expected, found = differs[0]
+            raise ValueError(
+                f"the weights were generated for another module than {type(self.target).__name__}: {name} is "
+                f"{found}, here it is {expected}; give what this model's own weights(conditions) returns"
+            )
+
+    def forward(
+        self,
+        inputs: Tensor,
+        weights: GeneratedWeights,
+        rows: Rows | Tensor | None = None,
+        *more: Any,
+        **named: Any,
+    ) -> Any:
         """Apply the target under generated weights.
 
         Args:
-            inputs: for one condition what the target takes; for several ``[U, M, ...]``, a batch of each
-                condition, or with ``rows`` ``[N, ...]``, one row each.
+            inputs: the target's first argument; for one condition what the target takes; for several
+                ``[U, M, ...]``, a batch of each condition, or with ``rows`` ``[N, ...]``, one row each.
             weights: of U conditions.
             rows: which condition each row uses, as indices or grouped by :class:`Rows`; rows of one
                 condition are computed together.
+            *more: further arguments of the target. Under several conditions, tensors (in tuples and dicts
+                too) as long as ``inputs`` go with its rows; all else is passed as it is to every condition.
+            **named: keyword arguments of the target, likewise.
+
+        Returns:
+            What the target returns, tuple, dict or model output alike; tensors under several conditions are
+            laid out as ``inputs``.
 
         Raises:
-            ValueError: a number of conditions or rows that does not fit, or BatchNorm in training mode under
-                several conditions.
+            ValueError: weights of another module, a number of conditions or rows that does not fit,
+                BatchNorm in training mode under several conditions, a module that cannot be computed for
+                several conditions together, or with ``rows`` an output without a row per input.
         """
         tensors = self.parameters_of(weights)
         if rows is None and len(weights) == 1:
-            return functional_call(self.target, {name: one[0] for name, one in tensors.items()}, (inputs,))
+            one = {name: of_all[0] for name, of_all in tensors.items()}
+            return functional_call(self.target, one, (inputs, *more), named)
         self._refuse_running_statistics()
+        parts, call = Tree.take(((inputs, *more), named), lambda one: one.ndim and len(one) == len(inputs))
         if rows is None:
             if len(inputs) != len(weights):
                 raise ValueError(
                     f"{len(weights)} conditions need inputs of shape [{len(weights)}, M, ...] or rows=, got "
                     f"{tuple(inputs.shape)}"
                 )
-            return self._each(inputs, tensors)
+            found, form = call_each(self.target, tensors, call, parts, one_by_one=self.one_by_one)
+            return form.fill(found)
         grouped = rows if isinstance(rows, Rows) else Rows.of(rows)
         if len(grouped) != len(inputs) or int(grouped.unique.max()) >= len(weights):
             raise ValueError(
                 f"rows name {len(grouped)} rows and conditions up to {int(grouped.unique.max())}, there are "
                 f"{len(inputs)} inputs and {len(weights)} conditions"
             )
-        ordered = {name: one.index_select(0, grouped.unique) for name, one in tensors.items()}
+        return self._by_rows(tensors, call, parts, grouped)
 
-        def block(span: slice, part: Tensor) -> Tensor:
-            return self._each(part, {name: one[span] for name, one in ordered.items()})
+    def _by_rows(self, tensors: dict[str, Tensor], call: Tree, parts: list[Tensor], rows: Rows) -> Any:
+        """Send each row through the target under the weights of its condition."""
+        ordered = {name: one.index_select(0, rows.unique) for name, one in tensors.items()}
+        forms = []
 
-        return grouped.apply(inputs, block)
+        def block(span: slice, some: list[Tensor]) -> list[Tensor]:
+            own = {name: one[span] for name, one in ordered.items()}
+            found, form = call_each(self.target, own, call, some, one_by_one=self.one_by_one)
+            forms.append(form)
+            for place, one in enumerate(found):
+                if one.shape[1:2] != some[0].shape[1:2]:
+                    raise ValueError(
+                        f"output {place} of {type(self.target).__name__} has shape {tuple(one.shape[1:])} "
+                        f"for {some[0].shape[1]} inputs; with rows= each output needs a row per input, so "
+                        "give a batch of each condition, [U, M, ...], without rows="
+                    )
+            return found
 
-    def _each(self, inputs: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """Send ``inputs[u]`` through the target with ``tensors[...][u]``; U and M stay leading axes."""
-
-        def one(own: dict[str, Tensor], part: Tensor) -> Tensor:
-            return functional_call(self.target, own, (part,))
-
-        return vmap(one, randomness="different")(tensors, inputs)
+        found = rows.apply_all(parts, block)
+        return forms[-1].fill(found)
 
     def _refuse_running_statistics(self) -> None:
         for name, module in self.target.named_modules():
@@ -191,17 +256,24 @@ class Conditioned(nn.Module):
         return plain.requires_grad_(True)
 
     @torch.no_grad()
-    def health(self, conditions: Shaped[Tensor, " U *C"], inputs: Tensor | None = None) -> Health:
+    def health(
+        self, conditions: Shaped[Tensor, " U *C"], inputs: Tensor | None = None, *more: Any, **named: Any
+    ) -> Health:
         """Say whether the generator trained, conditions move the weights and weights the output.
 
         Args:
             conditions: distinct ones.
             inputs: for one condition; each is computed under every condition.
+            *more: further arguments of the target, for one condition as well.
+            **named: its keyword arguments.
         """
         outputs = None
         if inputs is not None:
-            weights = self.weights(conditions)
-            outputs = self(inputs.expand(len(conditions), *inputs.shape), weights)
+            self._refuse_running_statistics()
+            tensors = self.parameters_of(self.weights(conditions))
+            _, call = Tree.take(((inputs, *more), named), lambda _: False)
+            found, _ = call_each(self.target, tensors, call, [], one_by_one=self.one_by_one)
+            outputs = torch.cat([one.flatten(1) for one in found if one.is_floating_point()], 1)
         return health_of(self.generator, conditions, self._start, outputs)
 
     def cost(self) -> dict[str, int]:
@@ -213,3 +285,11 @@ def _put(module: nn.Module, name: str, part: nn.Module) -> None:
     """Put a part in place of the one of that name."""
     parent, _, last = name.rpartition(".")
     setattr(module.get_submodule(parent), last, part)
+
+
+def _told(slot: Slot) -> str:
+    """Describe what of a slot has to agree; its scale may differ."""
+    rank = "" if slot.rank is None else f" of rank {slot.rank}"
+    return (
+        f"{slot.mode} {slot.shape}{rank}{', on the identity' if slot.identity else ''}, joins {slot.joins!r}"
+    )

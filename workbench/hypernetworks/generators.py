@@ -254,7 +254,18 @@ class Table(nn.Module):
         self.spec, self.head = spec, nn.Embedding(conditions, spec.numel)
 
     def forward(self, numbers: Int[Tensor, " U"]) -> GeneratedWeights:
-        """Return the weights of conditions by number."""
+        """Return the weights of conditions by number.
+
+        Raises:
+            ValueError: a number that the table has no row for.
+        """
+        size = self.head.num_embeddings
+        outside = numbers[(numbers < 0) | (numbers >= size)]
+        if outside.numel():
+            raise ValueError(
+                f"condition {int(outside[0])} of a table of {size}; give numbers from 0 to {size - 1}, or "
+                "build a larger Table"
+            )
         return self.spec.compose(self.head(numbers))
 
     def cost(self) -> dict[str, int]:
@@ -309,8 +320,16 @@ def cost_of(generator: nn.Module) -> dict[str, int]:
 
     Break-even: from how many conditions on the generator is smaller than one learned set per condition.
     """
-    parameters = sum(tensor.numel() for tensor in generator.parameters())
-    generated = generator.spec.numel
+    return cost_of_numbers(sum(one.numel() for one in generator.parameters()), generator.spec.numel)
+
+
+def cost_of_numbers(parameters: int, generated: int) -> dict[str, int]:
+    """Return what :func:`cost_of` does for a generator that is no module of its own.
+
+    Args:
+        parameters: that the generator holds.
+        generated: numbers per condition.
+    """
     return {
         "generator_parameters": parameters,
         "generated_parameters": generated,

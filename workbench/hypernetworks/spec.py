@@ -156,7 +156,7 @@ class ParamSpec:
                     f"{', '.join([*named][:12])}{', ...' if len(named) > 12 else ''}"
                 )
         chosen = [name for name in named if any(fnmatch.fnmatchcase(name, one) for one in patterns)]
-        _refuse_shared(named, chosen)
+        refuse_shared(named, chosen)
         if rank is not None and joins != "add":
             raise ValueError(f"factors of rank {rank} are added to a weight; use joins='add', not {joins!r}")
         slots = []
@@ -201,7 +201,7 @@ class ParamSpec:
         return cls(slots, content["scaled"])
 
 
-def _refuse_shared(named: dict[str, nn.Parameter], chosen: list[str]) -> None:
+def refuse_shared(named: dict[str, nn.Parameter], chosen: list[str]) -> None:
     """Refuse parameters that two modules share: to generate one is to change the other.
 
     Raises:
