@@ -59,12 +59,39 @@ def test_without_its_correction_the_residual_row_answers_as_the_prototypes_do():
     assert torch.allclose(generated.softmax(-1), nearest.softmax(-1), atol=1e-4)
 
 
-def test_swapping_two_examples_of_a_class_changes_nothing():
+def test_without_what_is_generated_all_layers_answer_as_the_prototypes_do():
     torch.manual_seed(0)
-    net = FewShotNet(one("residual"))
+    whole, plain = FewShotNet(one("layers")), FewShotNet(one("prototypes"))
+    plain.encoder.load_state_dict(whole.encoder.target.state_dict())
+    # Every convolution and norm of the encoder, (25 + 1) 4 + 2 (36 + 1) 4 + 3 x 8 numbers.
+    assert whole.encoder.spec.numel == 4 * 26 + 2 * 4 * 37 + 24
+    with torch.no_grad():
+        torch.nn.init.normal_(whole.encoder.generator.head.weight)
+        assert not torch.allclose(whole(*some()), plain(*some()), atol=1e-2)
+        torch.nn.init.zeros_(whole.encoder.generator.head.weight)
+        torch.testing.assert_close(whole(*some()), plain(*some()), rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_generated_for_an_episode_is_of_its_own_examples_and_their_labels():
+    torch.manual_seed(0)
+    net = FewShotNet(one("layers"))
+    torch.nn.init.normal_(net.encoder.generator.head.weight)
+    examples, questions = some()
+    with torch.no_grad():
+        both = net(examples, questions)
+        torch.testing.assert_close(net(examples[:1], questions[:1]), both[:1], rtol=1e-3, atol=1e-3)
+        tokens = net.tokens(examples)
+    assert torch.equal(tokens[0, :, -CLASSES:], torch.eye(CLASSES))
+    assert tokens[..., :-CLASSES].mean(-1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["residual", "layers"])
+def test_swapping_two_examples_of_a_class_changes_nothing(kind):
+    torch.manual_seed(0)
+    net = FewShotNet(one(kind))
     examples, questions = some(examples=2)
     order = torch.tensor([1, 0, *range(2, 2 * CLASSES)])
-    assert torch.allclose(net(examples, questions), net(examples[:, order], questions), atol=1e-5)
+    assert torch.allclose(net(examples, questions), net(examples[:, order], questions), atol=1e-4)
 
 
 def test_ink_is_full_on_a_stroke_and_gone_far_from_it():

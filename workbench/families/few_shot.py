@@ -1,4 +1,4 @@
-"""Few-shot classification: a transformer reads labelled examples and writes the last layer's weights.
+"""Few-shot classification: a transformer reads labelled examples and writes the last layer, or all others.
 
 An episode shows K glyphs never seen in training, S examples of each, and asks about others. All rows share a
 small convolutional encoder e. A prototypical network answers with the nearest class mean m_k, which is a
@@ -16,8 +16,13 @@ class; after a few self-attention layers, placeholder k holds the weights of cla
 is left. The third control is the nearest neighbour in raw pixels, which needs no training: where it is good,
 the data are too easy to show anything.
 
-Deviation: only the last layer is generated, which the paper finds enough for larger encoders; its claim that
-generating all layers helps very small ones is not tried here.
+The paper finds the last layer enough for larger encoders, and that generating all layers helps very small
+ones. Kind ``layers`` generates what is added to every convolution and norm of e, in one go from the set of
+examples, and its last layer is (1) on the features of the encoder that comes of it:
+
+    e'(x) = e(x; theta + H({[e(x_i), label code]}))                                                     (4)
+
+Deviation: the paper writes one layer after the other, each from the activations of the one before.
 
 Shape letters: U episodes at once, K classes, S examples of a class, Q questions of a class, D features.
 
@@ -37,7 +42,7 @@ from torch.nn import functional
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
 from workbench.families.fields import grid, to_segment
 from workbench.files import digest
-from workbench.hypernetworks import Conditioned, GeneratedWeights, ParamSpec
+from workbench.hypernetworks import Conditioned, GeneratedWeights, ParamSpec, SetGenerator
 from workbench.papers.comparison import Loaded
 from workbench.training import Training, fit
 
@@ -52,8 +57,9 @@ CLASSES, QUESTIONS = 5, 5
 class FewShotModel(FamilyModel):
     """Where the last layer comes from."""
 
-    kind: Literal["pixels", "prototypes", "scratch", "residual"]
+    kind: Literal["pixels", "prototypes", "scratch", "residual", "layers"]
     channels: int = Field(default=16, gt=0, description="of each of the encoder's three convolutions")
+    learning_rate: float | None = Field(default=None, gt=0, description="null: the recipe's")
 
 
 class FewShotRecipe(FamilyRecipe):
@@ -149,20 +155,36 @@ class FewShotNet(nn.Module):
         layers += [nn.Conv2d(c, c, 3, padding=1), nn.GroupNorm(1, c), nn.ReLU(), nn.Flatten()]
         self.encoder = nn.Sequential(*layers)  # maps of 14, 7 and 3 pixels a side
         self.head = None
-        if model.kind != "prototypes":
+        if model.kind == "layers":
+            generator = SetGenerator(9 * c + CLASSES, ParamSpec.of(self.encoder), width=64)
+            self.encoder = Conditioned(self.encoder, generator)
+        elif model.kind != "prototypes":
             target = nn.Linear(9 * c, CLASSES)
             spec = ParamSpec(ParamSpec.of(target, joins="replace").slots, scaled=False)
             generator = ClassGenerator(spec, 9 * c, residual=model.kind == "residual")
             self.head = Conditioned(target, generator)
 
     def encode(self, images: Float[Tensor, "U M H W"]) -> Float[Tensor, "U M D"]:
-        """Return the features of every image."""
-        return self.encoder(images.flatten(0, 1)[:, None]).unflatten(0, images.shape[:2])
+        """Return the features of every image, by the encoder's own weights."""
+        own = self.encoder.target if isinstance(self.encoder, Conditioned) else self.encoder
+        return own(images.flatten(0, 1)[:, None]).unflatten(0, images.shape[:2])
+
+    def tokens(self, examples: Tensor) -> Float[Tensor, "U KS C"]:
+        """Return what (4) reads: features of unit variance beside the label."""
+        features = self.encode(examples)
+        labels = functional.one_hot(torch.arange(CLASSES).repeat_interleave(examples.shape[1] // CLASSES))
+        known = functional.layer_norm(features, features.shape[-1:])
+        return torch.cat([known, labels.expand(len(examples), -1, -1).to(known)], -1)
 
     def forward(self, examples: Tensor, questions: Tensor) -> Float[Tensor, "U KQ K"]:
         """Return each question's log odds of the classes."""
-        count = examples.shape[1]
-        features = self.encode(torch.cat([examples, questions], 1))
+        count, images = examples.shape[1], torch.cat([examples, questions], 1)
+        if isinstance(self.encoder, Conditioned):
+            each = images[:, :, None] if len(images) > 1 else images[0, :, None]
+            features = self.encoder(each, self.encoder.weights(self.tokens(examples)))
+            features = features.view(*images.shape[:2], -1)
+        else:
+            features = self.encode(images)
         shown, asked = features[:, :count], features[:, count:]
         if self.head is None:
             return -torch.cdist(asked, prototypes(shown)).square()
@@ -183,7 +205,7 @@ def measure(recipe: FewShotRecipe, strokes: Tensor, model: FewShotModel, seed: i
     if model.kind == "pixels":
         right = nearest(examples, questions) == truth
         return Outcome({"accuracy": float(right.double().mean())}, right.numel(), {"parameters": 0})
-    net, training = FewShotNet(model), recipe.training
+    net, training = FewShotNet(model), recipe.training.at_rate(model.learning_rate)
 
     def loss(items: Tensor) -> Tensor:
         draw = torch.Generator().manual_seed(int(items[0]) * 1009 + seed)
@@ -194,6 +216,9 @@ def measure(recipe: FewShotRecipe, strokes: Tensor, model: FewShotModel, seed: i
     about = {"parameters": sum(one.numel() for one in net.parameters()), "history": history}
     with torch.no_grad():
         right = net(examples, questions).argmax(-1) == truth
+        if isinstance(net.encoder, Conditioned):
+            shown, asked = net.tokens(examples[:64]), questions[0, :, None]
+            about |= {"cost": net.encoder.cost(), "health": net.encoder.health(shown, asked).to_dict()}
         if net.head is not None:
             shown, asked = net.encode(examples[:64]), net.encode(questions[:1])[0]
             about |= {"cost": net.head.cost(), "health": net.head.health(shown, asked).to_dict()}
