@@ -468,6 +468,20 @@ def test_a_batch_mixes_as_many_kinds_of_caption_as_is_allowed(few, most):
         assert step["told"] == step["texts"]
 
 
+def test_several_captions_of_an_image_are_compared_and_told_and_each_is_its_own(few):
+    one, four = (
+        [step["texts"] for step in watched(model_of("replace"), few, 40, captions_at_once=count)]
+        for count in (1, 4)
+    )
+    assert max(map(len, one)) <= 8 < max(map(len, four)) <= 32
+    own = [set(row.tolist()) for row in few.choices]
+    for texts in four:
+        assert len(set(texts)) == len(texts)  # each is encoded once
+        assert set(texts) <= set.union(*own)
+    for step in watched(model_of("replace"), few, 3, captions_at_once=4):
+        assert step["told"] == step["texts"]
+
+
 def test_more_kinds_than_there_are_mean_all_of_them(few):
     assert ClipLoss(model_of("siglip"), few, texts_of(), 99).kinds_at_once == 10
 

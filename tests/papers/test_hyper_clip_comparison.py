@@ -312,6 +312,24 @@ def test_health_is_measured_on_what_the_model_feeds_its_generator(content, word_
     torch.testing.assert_close(seen[0].norm(dim=-1), torch.full((2, 6), 4.0))
 
 
+def test_a_model_may_mix_other_kinds_of_caption_than_the_recipe(content, word_store, tmp_path, monkeypatch):
+    seen = {}
+    whole = hyper_clip_comparison.ClipLoss
+
+    def loss(model, data, texts, kinds, half, captions, classes):
+        seen[model.settings.name] = (kinds, half, captions)
+        return whole(model, data, texts, kinds, half, captions, classes)
+
+    monkeypatch.setattr(hyper_clip_comparison, "ClipLoss", loss)
+    plain = {"kind": "siglip", "keep_weights": False}
+    models = [{**plain, "name": "siglip"}, {**plain, "name": "mixed", "kinds_at_once": 7}]
+    more = {"kinds_at_once": 2, "captions_at_once": 3, "reference": "siglip"}
+    few = {split: replace(asked, sets=asked.sets[:1]) for split, asked in content[1].items()}
+    recipe = recipe_of(models=models, seeds=[0], resamples=100, **more)
+    compare(recipe, (content[0], few), word_store, tmp_path, "cpu")
+    assert seen == {"siglip": (2, False, 3), "mixed": (7, False, 3)}
+
+
 # --- identity and shape of the data -------------------------------------------------------------------------
 
 

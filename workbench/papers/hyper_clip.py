@@ -291,6 +291,7 @@ class ClipLoss(nn.Module):
         kinds_at_once: int = 1,
         half: bool = False,
         captions_at_once: int = 1,
+        classes_at_once: int | None = None,
     ) -> None:
         """Hold what a training needs.
 
@@ -301,12 +302,17 @@ class ClipLoss(nn.Module):
             kinds_at_once: largest number of kinds of caption in a batch; each batch draws 1 to that many.
             half: compute both towers in bfloat16; weights and loss stay in single precision.
             captions_at_once: captions that a batch draws of each image; all are compared with all images.
+            classes_at_once: largest number of classes that the images of a batch are of, as in a task; each
+                batch draws 2 to that many. Images of one class say the same in their first captions; those
+                that are alone in theirs make batches of their own. None: any images go together.
         """
         super().__init__()
         self.model, self.half, self.captions_at_once = model, half, captions_at_once
         self.kinds_at_once = min(kinds_at_once, len(data.kinds.unique()))
         self.rest: dict[str, Any] = {"data": data, "inputs": inputs}  # no part of the checkpoint
         self.columns = [(data.kinds == kind).nonzero()[:, 0] for kind in data.kinds.unique()]
+        self.classes_at_once = classes_at_once
+        self.members, self.own_class = _by_class(data) if classes_at_once else ([], None)
 
     @property
     def count(self) -> int:
@@ -317,6 +323,8 @@ class ClipLoss(nn.Module):
         """Draw kinds of caption for the batch and captions of them for every image, and compare."""
         data, inputs = self.rest["data"], self.rest["inputs"]
         model, settings = self.model, self.model.settings
+        if self.classes_at_once:
+            items = self._of_few_classes(items)
         some = torch.randperm(len(self.columns))[: int(torch.randint(1, self.kinds_at_once + 1, ()))]
         columns = torch.cat([self.columns[kind] for kind in some.tolist()])
         drawn = columns[torch.randint(len(columns), (len(items), self.captions_at_once))]
@@ -341,3 +349,25 @@ class ClipLoss(nn.Module):
         with towers:
             images = model.embed_images(data.pixels[mine]).float()
         return weighed(sigmoid_contrastive(images, embedded, match, scale, bias), len(mine), len(items))
+
+    def _of_few_classes(self, items: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Draw as many images as are given, of the first one's class and of some others."""
+        own = int(self.own_class[items[0]])
+        if own < 0:  # alone in its class
+            pool = self.members[-1]
+        else:
+            count = int(torch.randint(1, self.classes_at_once, ()))
+            others = torch.randperm(len(self.members) - 1)[:count].tolist()
+            pool = torch.cat([self.members[place] for place in {own, *others}])
+        return pool[torch.randint(len(pool), (len(items),))]
+
+
+def _by_class(data: Captioned) -> tuple[list[Int[Tensor, " M"]], Int[Tensor, " N"]]:
+    """Return the images of every class, those that are alone in theirs last; and each image's class or -1."""
+    said = data.meaning[data.choices[:, 0]]
+    _, own, counts = said.unique(return_inverse=True, return_counts=True)
+    alone = counts[own] == 1
+    _, numbers = own[~alone].unique(return_inverse=True)
+    found = own.new_full((len(own),), -1).masked_scatter(~alone, numbers)
+    members = [(found == one).nonzero()[:, 0] for one in range(int(found.max()) + 1)]
+    return [*members, alone.nonzero()[:, 0]], found

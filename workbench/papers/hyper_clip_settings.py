@@ -82,6 +82,7 @@ class ClipModelSettings(Settings):
     text_set: Literal["gathered", "local"] = Field(
         default="gathered", description="of all processes, or of each one's own images"
     )
+    kinds_at_once: int | None = Field(default=None, gt=0, description="null: the recipe's")
     against: str | None = Field(
         default=None, description="a matched baseline; differences to it are reported"
     )
@@ -104,6 +105,9 @@ class HyperCLIPRecipe(ComparisonRecipe):
     image: ImageTower
     kinds_at_once: int = Field(default=1, gt=0, description="most kinds of caption that a batch mixes")
     captions_at_once: int = Field(default=1, gt=0, description="captions of an image that a batch draws")
+    classes_at_once: int | None = Field(
+        default=None, gt=1, description="most classes that a batch's images are of; null: any images"
+    )
     text: TextTower = TextTower()
     embed_dim: int = Field(default=64, gt=0)
     half: bool = Field(default=False, description="train the towers in bfloat16 (for accelerators)")
