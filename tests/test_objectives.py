@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.loss import SigLipLoss
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.objectives import (
+    in_batch_contrastive,
     pair_contrastive,
     paired_contrastive,
     same_condition_contrastive,
@@ -293,6 +295,52 @@ def test_in_batches_of_32_the_sigmoid_term_ends_ahead_of_the_softmax():
         for name in ("sigmoid", "softmax")
     )
     assert sigmoid >= softmax > 0.8  # chance is 0.002
+
+
+# --- anchors among a batch's positives ----------------------------------------------------------------------
+
+
+def test_anchors_among_positives_by_hand():
+    # Cosines: the first pair 1, the second 0; across 0 and 1. t = 0.5:
+    # row 1: log(e^2 + e^0) - 2 = 0.1269; row 2, its partner at 0, the other at 1: log(e^2 + 1) = 2.1269.
+    one, two = torch.tensor([[2.0, 0.0], [3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    high, low = math.log(math.exp(2) + 1) - 2, math.log(math.exp(2) + 1)
+    assert in_batch_contrastive(one, two, 0.5).item() == pytest.approx((high + low) / 2, rel=1e-6)
+    alike = torch.ones(7, 3)
+    assert in_batch_contrastive(alike, alike, 0.1).item() == pytest.approx(math.log(7), rel=1e-6)
+
+
+@quick
+@given(rows=st.integers(1, 9), temperature=st.floats(0.01, 2), seed=st.integers(0, 10**6))
+def test_anchors_among_positives_give_sentence_transformers_loss_in_value_and_gradients(
+    rows, temperature, seed
+):
+    def inputs() -> list[torch.Tensor]:
+        return [(3 * units(rows, seed + one)).requires_grad_() for one in range(2)]
+
+    ours, theirs = inputs(), inputs()
+    value = in_batch_contrastive(*ours, temperature)
+    reference = MultipleNegativesRankingLoss(None, scale=1 / temperature)
+    expected = reference.compute_loss_from_embeddings(theirs, None)
+    value.backward()
+    expected.backward()
+    # Double precision; logits reach 100.
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-7, atol=1e-9)
+
+
+@quick
+@given(rows=st.integers(1, 9), temperature=st.floats(0.05, 2), seed=st.integers(0, 10**6))
+def test_anchors_among_positives_do_not_depend_on_order_or_length_and_both_ways_make_the_paired_term(
+    rows, temperature, seed
+):
+    one, two, order = units(rows, seed), units(rows, seed + 1), torch.randperm(rows)
+    value = in_batch_contrastive(one, two, temperature)
+    assert value.item() >= -1e-12
+    torch.testing.assert_close(in_batch_contrastive(2 * one[order], 5 * two[order], temperature), value)
+    back = in_batch_contrastive(two, one, temperature)
+    torch.testing.assert_close((value + back) / 2, paired_contrastive(one, two, 1 / temperature))
 
 
 # --- triplets -----------------------------------------------------------------------------------------------

@@ -73,6 +73,25 @@ def same_condition_contrastive(
     return functional.cross_entropy(logits[anchors], anchors)
 
 
+def in_batch_contrastive(
+    anchor: Float[Tensor, "B D"], positive: Float[Tensor, "B D"], temperature: float
+) -> Float[Tensor, ""]:
+    """InfoNCE of each anchor against all positives of the batch; 0 or more, log B where all are alike.
+
+    L = -mean_i log( e^(cos(a_i, p_i) / t) / sum_j e^(cos(a_i, p_j) / t) ). One way: the other sides' anchors
+    are no negatives of a positive.
+
+    Args:
+        anchor: a, of any norm.
+        positive: p, of any norm.
+        temperature: t, above 0.
+
+    Source: Gao, Yao and Chen (2021), SimCSE, arXiv 2104.08821, equation 1.
+    """
+    cosines = functional.normalize(anchor, dim=-1) @ functional.normalize(positive, dim=-1).T
+    return functional.cross_entropy(cosines / temperature, torch.arange(len(anchor), device=anchor.device))
+
+
 def triplet_margin(
     anchor: Float[Tensor, "N D"],
     positive: Float[Tensor, "N D"],

@@ -157,14 +157,16 @@ def _limits(low: float | None, high: float | None, sign: str) -> str:
 
 
 def score_table(run: Run, group: str = "all") -> Table:
-    """Print the main table of one group, best model first."""
+    """Print the main table of one group, best model first, with operations where a run counted them."""
     frame, main = model_table(run, group), main_metric(run)
     if frame.is_empty():
         return Table(["model"], [])
     scores = [name for name in shown_metrics(run) if name in frame.columns]
+    counted = {card["model"]: card["operations"] for card in run.cards if "operations" in card}
     columns = [
         "model",
         *scores,
+        *([f"kFLOP per {name}" for name in ("pair", "condition")] if counted else []),
         f"{main}: 95 % interval",
         "sd over seeds",
         f"minus {run.recipe['reference']}",
@@ -178,6 +180,10 @@ def score_table(run: Run, group: str = "all") -> Table:
         matched += f" {row['matched']}" if row["matched"] else ""
         interval = _limits(row["low"], row["high"], "") or "-"
         cells = [_number(row[name]) for name in scores]
+        if counted:
+            own = counted.get(row["model"], {})
+            numbers = [own.get(f"per_{name}") for name in ("pair", "condition")]
+            cells += ["-" if number is None else f"{number / 1e3:,.1f}" for number in numbers]
         rows.append(
             [row["model"], *cells, interval, _number(row["spread"]), difference, matched, row["count"]]
         )
@@ -325,6 +331,7 @@ def card_table(run: Run) -> Table:
     """Print what each trained model costs and whether its generator is sound, first seed."""
     rows, seen = [], set()
     counted = any("flops" in card for card in run.cards)
+    swapped = any("swap_seconds" in card for card in run.cards)
     embedded = any("geometry" in card for card in run.cards)
     for card in run.cards:
         if card["seed"] is None or card["model"] in seen:
@@ -348,6 +355,7 @@ def card_table(run: Run) -> Table:
                 f"{card['parameters']:,}",
                 f"{card['seconds']:.1f}",
                 *([flops_text(card.get("flops"))] if counted else []),
+                *([f"{1e3 * card['swap_seconds']:.3f}"] if swapped else []),
                 card.get("peak_device_mib", card["peak_process_mib"]),
                 *generator,
                 even,
@@ -358,6 +366,7 @@ def card_table(run: Run) -> Table:
     # Without a device of its own, a model has the peak of the process, which all before it have raised.
     whose = "device" if any("peak_device_mib" in card for card in run.cards) else "process so far"
     columns = ["model", "trained parameters", "seconds", *(["operations"] if counted else [])]
+    columns += ["milliseconds per swap"] if swapped else []
     columns.append(f"peak MiB, of the {whose}")
     columns += ["of the generator", "generated per condition"]
     columns += ["break-even conditions", "effective rank", "generator"]

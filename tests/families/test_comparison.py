@@ -56,6 +56,19 @@ def test_differences_are_taken_seed_by_seed(recipe, word_store, tmp_path):
     assert seeds == pytest.approx([0.4, 0.5, 0.6])
 
 
+def test_shares_of_the_reference_are_taken_seed_by_seed(recipe, word_store, tmp_path):
+    def measure(recipe, content, model, seed, folder):
+        return Outcome({"accuracy": VALUES[model.name][seed], "other": 1.0}, 50)
+
+    compare = comparison_of(measure, shares=("accuracy",))
+    metrics = compare(recipe, None, word_store, tmp_path, "cpu").metrics
+    # 0.4 / 0.1, 0.5 / 0.3, 0.6 / 0.2: the mean of 4, 5/3 and 3.
+    [row] = metrics.filter(metric="accuracy_of_none").to_dicts()
+    assert (row["model"], row["value"]) == ("shift", pytest.approx((4 + 5 / 3 + 3) / 3))
+    assert not metrics["metric"].str.contains("other_of").any()
+    assert not measured(recipe, word_store, tmp_path / "b", []).metrics["metric"].str.contains("_of_").any()
+
+
 def test_curves_are_kept_by_model_and_seed(recipe, word_store, tmp_path):
     scores = measured(recipe, word_store, tmp_path, []).scores
     assert scores.schema == pl.Schema(CURVES)
@@ -129,7 +142,7 @@ def test_a_runs_identity_does_not_hang_on_the_last_digits_of_a_factorisation(nam
     assert paper_of(name).load_data(recipe).sha256 == before
 
 
-@pytest.mark.parametrize("name", ["sentences", "domains", "matryoshka"])
+@pytest.mark.parametrize("name", ["sentences", "domains", "matryoshka", "objectives"])
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_a_run_says_which_split_was_asked(name, split, word_store, tmp_path):
     recipe = load_recipe(f"family_{name}", {"split": split, "seeds": [0]})

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from tests.families.histories import outcome_of_each
 from workbench.errors import RecipeError
+from workbench.families import domains
 from workbench.families.domains import (
     Bottleneck,
     DomainModel,
@@ -17,6 +18,7 @@ from workbench.families.domains import (
     embed,
     load_data,
     measure,
+    swap,
     train,
 )
 from workbench.hypernetworks import Conditioned
@@ -165,6 +167,34 @@ def test_rows_count_what_a_domain_has_of_its_own(content, outcomes):
     assert generated["swap_bytes"] == 4 * 384
     assert generated["swap_operations"] > generated["share_of_full"] == 0
     assert outcomes["generated"].about["health"]["verdict"] == "sound"
+
+
+@pytest.mark.parametrize("kind", ["full", "bottleneck", "lora"])
+def test_a_swap_brings_a_domains_own_numbers_back(content, kind):
+    net, rows = built(content, kind), torch.arange(6)
+    model = DomainModel(name="own", kind=kind, width=4)
+    with torch.no_grad():
+        before, action = embed(net, content, 0, rows), swap(net, content, model)
+        for one in net.parameters() if kind == "full" else net.generator.parameters():
+            one.mul_(1.5).add_(0.01)
+        assert not torch.allclose(embed(net, content, 0, rows), before, atol=1e-3)
+        action()
+        assert torch.equal(embed(net, content, 0, rows), before)
+
+
+def test_a_swap_is_timed_by_its_median_after_the_warm_up_and_costs_nothing_where_nothing_changes(
+    content, outcomes, monkeypatch
+):
+    seconds = {name: found.about["swap_seconds"] for name, found in outcomes.items()}
+    assert seconds["frozen"] == seconds["shared"] == 0
+    assert all(0 < seconds[name] < 1 for name in ("full", "bottleneck", "lora", "generated"))
+    assert "swap_seconds" not in outcomes["full"].values
+    # Five slow changes, then 25 of one second and 25 of three: the median is two.
+    took = iter([9.0] * domains.WARM + [1.0, 3.0] * (domains.SWAPS // 2))
+    ticks = iter([tick for one in took for tick in (0.0, one)])
+    monkeypatch.setattr(domains.time, "perf_counter", lambda: next(ticks))
+    model = DomainModel(name="own", kind="lora", width=4)
+    assert domains.swap_seconds(built(content, "lora"), content, model) == 2
 
 
 def test_only_what_can_serve_a_new_domain_is_measured_there(outcomes):

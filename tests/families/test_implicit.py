@@ -95,6 +95,23 @@ def test_only_the_generator_row_reports_a_generator_and_its_health(tmp_path):
     assert concat["per_query"] == weights + 8 * 8
 
 
+@pytest.mark.parametrize("kind", ["generated", "concat"])
+def test_in_the_plane_a_point_has_one_number_less_and_all_else_stays(kind, tmp_path):
+    space, plane = (
+        run(one(kind), tmp_path / str(dimensions), recipe(dimensions=dimensions)) for dimensions in (3, 2)
+    )
+    assert space.about["per_query"] - plane.about["per_query"] == 8
+    assert {*space.values} == {*plane.values}
+    assert {*space.curves} == {*plane.curves}
+
+
+def test_the_recipe_of_the_plane_differs_from_that_of_space_in_dimensions_and_rows_only():
+    space, plane = (load_recipe(name).model_dump() for name in ("family_implicit", "family_implicit_2d"))
+    apart = {key for key in space if space[key] != plane[key]}
+    assert apart == {"name", "title", "sets", "dimensions", "models", "reading"}
+    assert all(row in space["models"] for row in plane["models"])
+
+
 def test_the_gradient_reaches_the_generator_and_another_code_gives_other_weights():
     family = Family(recipe(), one("generated"))
     shape, codes = family.field.shape, family.codes.weight

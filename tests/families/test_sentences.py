@@ -1,4 +1,4 @@
-"""SimCSE and DiffCSE: equation (1) by hand, what is replaced, what the gradient reaches, ablations."""
+"""SimCSE and DiffCSE: what is replaced, what the gradient reaches, ablations."""
 
 import math
 
@@ -19,7 +19,6 @@ from workbench.families.sentences import (
     Encoder,
     Replacer,
     SentenceModel,
-    contrast,
     cut,
     found_words,
     load_data,
@@ -60,17 +59,6 @@ def model_of(**settings) -> SentenceModel:
 def built(content, **settings) -> Encoder:
     seed_everything(0)
     return Encoder(content, model_of(**settings)).eval()
-
-
-def test_the_contrast_by_hand():
-    # Cosines: the first pair 1, the second 0; across 0 and 1. t = 0.5:
-    # row 1: log(e^2 + e^0) - 2 = 0.1269; row 2, its partner at 0, the other at 1: log(e^2 + 1) = 2.1269.
-    one, two = torch.tensor([[2.0, 0.0], [3.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    found = contrast(one, two, 0.5)
-    high, low = math.log(math.exp(2) + 1) - 2, math.log(math.exp(2) + 1)
-    assert found.item() == pytest.approx((high + low) / 2, rel=1e-6)
-    alike = torch.ones(7, 3)
-    assert contrast(alike, alike, 0.1).item() == pytest.approx(math.log(7), rel=1e-6)
 
 
 def test_the_word_table_holds_principal_components_of_the_encoders(encoder, monkeypatch):
@@ -178,6 +166,19 @@ def test_found_words_agree_with_scikit_learn(content):
 @pytest.fixture(scope="module")
 def outcomes(recipe, content, tmp_path_factory):
     return outcome_of_each(measure, recipe, content, tmp_path_factory.mktemp)
+
+
+def test_the_loss_of_the_first_step_is_the_contrast_of_two_readings(content, tmp_path):
+    # Without dropout both readings are those of an untrained encoder; all sentences in one batch.
+    count = len(content.train)
+    training = {"epochs": 1, "batch_size": count, "learning_rate": 1e-9}
+    recipe = load_recipe("family_sentences", {"training": training, "sentences": count})
+    seed_everything(0)
+    history = measure(recipe, content, model_of(dropout=0.0), 0, tmp_path).about["history"]
+    read = sentences.embed(built(content, dropout=0.0), content.train, torch.arange(count))
+    unit = functional.normalize(read.double(), dim=-1)
+    expected = (torch.logsumexp(unit @ unit.T / recipe.temperature, 1) - 1 / recipe.temperature).mean()
+    assert history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_twenty_steps_spread_the_sentences_and_lower_the_loss(outcomes, recipe):

@@ -75,6 +75,32 @@ def test_a_space_and_its_mirror_image_share_heads_only_by_relative_representatio
     assert value["mapped", "wider", "mirrored"] > 0.9
 
 
+def test_a_map_between_spaces_by_hand():
+    # Anchors -1 and 1: mean 0, variance 1. Targets (0, 3) and (2, 3): mean (1, 3), covariance with the
+    # anchors (((-1)(-1) + 1 * 1) / 2, 0) = (1, 0). Slope 1 / (1 + 0.1), so 2.2 goes to 1 + 2 and 3.
+    anchors, targets = torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.0, 3.0], [2.0, 3.0]])
+    torch.testing.assert_close(mapped(torch.tensor([[2.2]]), anchors, targets), torch.tensor([[3.0, 3.0]]))
+
+
+@quick
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 10_000), st.floats(0.1, 10))
+def test_turning_shifting_and_stretching_the_space_that_is_mapped_change_nothing(width, other, seed, scale):
+    rows, anchors = drawn(5, width, seed).float(), drawn(12, width, seed + 1).float()
+    targets, shift = drawn(12, other, seed + 2).float(), drawn(1, width, seed + 3).float()
+    turn = torch.linalg.qr(drawn(width, width, seed + 4)).Q.float()
+    expected = mapped(rows, anchors, targets)
+    found = mapped(*(scale * part @ turn + shift for part in (rows, anchors)), targets)
+    # Single precision; a shift of many times the spread takes digits.
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    # The other space's own turns and shifts come through, and the mean goes to the mean.
+    away, bent = drawn(1, other, seed + 5).float(), torch.linalg.qr(drawn(other, other, seed + 6)).Q.float()
+    moved = mapped(rows, anchors, targets @ bent + away)
+    torch.testing.assert_close(moved, expected @ bent + away, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        mapped(anchors, anchors, targets).mean(0), targets.mean(0), rtol=1e-3, atol=1e-3
+    )
+
+
 def test_a_map_between_spaces_is_scikit_learns_ridge_regression():
     rows, anchors, targets = drawn(4, 3).float(), drawn(30, 3, 1).float(), drawn(30, 5, 2).float()
     # The penalty is 0.1 mean variances a row; scikit-learn's is of sums over rows.

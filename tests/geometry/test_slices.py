@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from torch.nn.functional import cosine_similarity
 
 from workbench.errors import DataError
 from workbench.geometry.slices import depth_embeddings, nested, slice_scores
-from workbench.objectives import paired_contrastive
+from workbench.objectives import in_batch_contrastive, paired_contrastive
 
 # Deadlines would measure the machine, not the code; the database would write into the checkout.
 quick = settings(max_examples=30, deadline=None, database=None)
@@ -71,6 +72,47 @@ def test_at_full_width_and_one_depth_the_nested_loss_is_the_loss(depths, rows, w
     ]
     found = nested(paired_contrastive, first, second, (width,))
     torch.testing.assert_close(found, torch.stack(whole).mean())
+
+
+class Given(torch.nn.Module):
+    """Stands for a sentence encoder where embeddings are already there."""
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"sentence_embedding": features["sentence_embedding"]}
+
+    def get_embedding_dimension(self) -> int:
+        return 6
+
+
+class Ranking(torch.nn.Module):
+    """The library's contrast on what the encoder it is given yields, one column after the other."""
+
+    def __init__(self, model: Given) -> None:
+        super().__init__()
+        self.model, self.loss = model, MultipleNegativesRankingLoss(model, scale=4.0)
+
+    def forward(self, columns: list[dict[str, torch.Tensor]], labels: torch.Tensor) -> torch.Tensor:
+        found = [self.model(column)["sentence_embedding"] for column in columns]
+        return self.loss.compute_loss_from_embeddings(found, labels)
+
+
+@quick
+@given(st.integers(2, 7), st.integers(1, 5), st.integers(0, 10_000))
+def test_at_one_depth_the_nested_loss_is_sentence_transformers_mean_over_slices(rows, width, seed):
+    ours, theirs = ([drawn(rows, 6, seed=seed + one).double() for one in range(2)] for _ in range(2))
+    for side in (*ours, *theirs):
+        side.requires_grad_()
+    value = nested(lambda x, y: in_batch_contrastive(x, y, 0.25), *(side[None] for side in ours), (width, 6))
+    model = Given()
+    # The library's is the sum over slices.
+    expected = MatryoshkaLoss(model, Ranking(model), [width, 6])(
+        [{"sentence_embedding": side} for side in theirs], torch.arange(rows)
+    )
+    torch.testing.assert_close(2 * value, expected)
+    (2 * value).backward()
+    expected.backward()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
 
 
 def test_training_with_the_nested_loss_makes_half_the_entries_score_almost_as_the_whole():

@@ -19,12 +19,15 @@ from workbench.config import recipe_names
 from workbench.datasets.pairs import PairData, load_pairs
 from workbench.errors import DataError, RecipeError, RunError
 from workbench.evaluation.similarity import measure
+from workbench.flops import count_flops
+from workbench.hypernetworks import Rows
 from workbench.hypernetworks.generators import standardise, token_scale
 from workbench.model import HyperCL
 from workbench.notebooks import notebook_names
 from workbench.papers import FAMILIES, load_recipe
 from workbench.papers.hyper_cl import (
     CITATION,
+    Batch,
     ConditionedHead,
     PairLoss,
     Split,
@@ -34,6 +37,7 @@ from workbench.papers.hyper_cl import (
 from workbench.papers.hyper_cl_comparison import baseline_scores, compare, head_geometry
 from workbench.papers.hyper_cl_settings import HyperCLRecipe, ModelSettings
 from workbench.store import EmbeddingStore
+from workbench.tables import score_table
 from workbench.training import Training, fit, seed_everything
 
 # Which rows share a batched product moves the last bits of single precision.
@@ -435,6 +439,48 @@ def test_every_card_of_a_head_says_how_its_embeddings_lie(tiny_run):
         assert card["geometry"]["split"] == "test"
         assert 0 < card["geometry"]["alignment"] < 4
         assert -8 < card["geometry"]["uniformity"] < 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_operations_of_a_pair_and_of_a_condition_are_those_that_torch_counts(name, encoded):
+    settings = model_of(name)
+    head = head_of(settings, encoded).eval()
+    features = encoded.condition_features(settings)[:1]
+    tokens, real = torch.randn(2, 9, head.width), torch.ones(2, 9, dtype=torch.bool)
+    sides, under = Rows.of(torch.arange(2)), Rows.of(torch.zeros(2, dtype=torch.long))
+    pair = Batch(tokens.mean(1), tokens, real, sides, features, under)
+    with torch.no_grad():
+        weights = head.generator(features) if head.generator is not None else None
+        _, whole = count_flops(lambda: head(pair))
+        _, told = count_flops(lambda: head(pair, weights))
+    said = head.operations(9.0)
+    assert said["per_pair"] + said["per_condition"] == whole
+    if head.gate is None:  # which is computed with the pair
+        assert said["per_pair"] == told
+
+
+def test_pooling_by_likeness_costs_a_pair_more_than_a_projection_and_a_condition_nothing(encoded):
+    # Width 384, 20 tokens: pooling 2 sentences x 2 products x 2 x 20 x 384, the shared map 2 x 2 x 384^2.
+    pooled = head_of(model_of("shared_similar"), encoded).operations(20.0)
+    assert pooled == {"per_pair": 8 * 20 * 384 + 4 * 384**2, "per_condition": 0}
+    # Rank 8: two thin products for each sentence; 2 x 384 x 8 numbers from 384.
+    projected = head_of(model_of("low_rank_scaled"), encoded).operations(20.0)
+    assert projected == {"per_pair": 2 * 2 * 2 * 384 * 8, "per_condition": 2 * 384 * 2 * 384 * 8}
+
+
+def test_operations_stand_beside_the_scores_of_every_head(tiny_run):
+    table = score_table(tiny_run)
+    place = table.columns.index("kFLOP per pair")
+    by_model = {row[0]: row[place : place + 2] for row in table.rows}
+    cards = {card["model"]: card for card in tiny_run.cards}
+    for name, cells in by_model.items():
+        own = cards[name].get("operations") if name in cards else None
+        assert cells == (
+            ["-", "-"]
+            if own is None
+            else [f"{own[f'per_{one}'] / 1e3:,.1f}" for one in ("pair", "condition")]
+        )
+    assert any(cells != ["-", "-"] for cells in by_model.values())
 
 
 @pytest.fixture

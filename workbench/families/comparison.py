@@ -89,11 +89,12 @@ def needs_tokens(recipe: FamilyRecipe) -> bool:
     return False
 
 
-def comparison_of(measure: Callable[..., Outcome]) -> Callable[..., Comparison]:
+def comparison_of(measure: Callable[..., Outcome], shares: tuple[str, ...] = ()) -> Callable[..., Comparison]:
     """Return a paper's ``compare`` for a family.
 
     Args:
         measure: from recipe, content, model, seed and a private folder to an outcome.
+        shares: metrics that are also given as a share of the reference's, so that bars can ask for it.
     """
 
     def compare(
@@ -110,7 +111,7 @@ def comparison_of(measure: Callable[..., Outcome]) -> Callable[..., Comparison]:
             return finished_or(training_folder(workspace, model.name, seed), compute)
 
         found = run_models(recipe, (), lambda _: {}, train)
-        return Comparison(_metrics(recipe, found), _curves(found), [one.card for one in found])
+        return Comparison(_metrics(recipe, found, shares), _curves(found), [one.card for one in found])
 
     return compare
 
@@ -134,7 +135,7 @@ def interval_over_seeds(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
-def _metrics(recipe: FamilyRecipe, found: list[Found]) -> pl.DataFrame:
+def _metrics(recipe: FamilyRecipe, found: list[Found], shares: tuple[str, ...]) -> pl.DataFrame:
     """List every value: by seed, the mean with its interval, and differences to reference and baseline."""
     against = {model.name: model.against for model in recipe.models}
     values: dict[str, dict[str, np.ndarray]] = {name: {} for name in against}
@@ -153,6 +154,8 @@ def _metrics(recipe: FamilyRecipe, found: list[Found]) -> pl.DataFrame:
             for other in sorted({recipe.reference, against[name]} - {name, None}):
                 if metric in values[other]:
                     rows.append(_mean(name, f"{metric}_minus_{other}", seeds - values[other][metric]))
+                    if metric in shares and other == recipe.reference:
+                        rows.append(_mean(name, f"{metric}_of_{other}", seeds / values[other][metric]))
     fixed = {"paper": recipe.paper, "recipe": recipe.name, "dataset": recipe.data.name, "group": "all",
              "split": recipe.split if isinstance(recipe, SplitRecipe) else "test"}  # fmt: skip
     laid = [{**dict.fromkeys(METRIC_COLUMNS), **fixed, **row, "count": counts[row["model"]]} for row in rows]

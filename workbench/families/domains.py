@@ -15,6 +15,9 @@ sets can be used in a domain that was never trained on: ``accuracy_new``, with i
 
 ``share_of_full`` is how many numbers a domain has of its own, as a share of (1). ``swap_bytes`` are read to
 change the domain, four for a number, and ``swap_operations`` are the multiplications that generating takes.
+A card's ``swap_seconds`` is what a change took: the median of 50, after five, from a domain's own numbers in
+memory, warm and on as many threads as trained, to weights that the layer runs with. It says nothing of the
+disk, and it is no metric, since it differs from run to run.
 
 Reduced: the layers below the last are read once and stay as they are, also in full fine-tuning; a few steps
 on a few texts of each intent. So what is compared is the adapters, not how far an encoder can be adapted.
@@ -28,6 +31,9 @@ arXiv 2307.03104. Deviation: new adapters start with small random weights in pla
 """
 
 import copy
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +60,7 @@ from workbench.training import Training, fit
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
 HIDDEN = 64  # of the hypernetwork
+SWAPS, WARM = 50, 5  # changes of the domain that are timed, and that go before them
 
 
 class DomainModel(FamilyModel):
@@ -259,6 +266,36 @@ def costs(net: nn.Module, model: DomainModel, full: int) -> dict[str, float]:
     }
 
 
+def swap(net: nn.Module, content: Domains, model: DomainModel) -> Callable[[], object] | None:
+    """Return what brings a domain's own numbers into the layer; None where no row differs by domain.
+
+    A full layer's numbers are copied into its parameters, an adapter's into the table's row and laid out as
+    factors or maps; a generated one is generated from the domain's description.
+    """
+    if model.kind == "frozen" or model.of == "all":
+        return None
+    if model.of == "text":
+        return lambda: net.weights(content.described[:1])
+    own = net if model.kind == "full" else net.generator
+    kept = {name: one.clone() for name, one in own.state_dict().items()}
+    if model.kind == "full":
+        return lambda: own.load_state_dict(kept)
+    return lambda: (own.load_state_dict(kept), net.weights(torch.zeros(1, dtype=torch.long)))
+
+
+@torch.no_grad()
+def swap_seconds(net: nn.Module, content: Domains, model: DomainModel) -> float:
+    """Return the median seconds of a change of the domain; 0 where nothing is to be changed."""
+    action, found = swap(net, content, model), []
+    if action is None:
+        return 0.0
+    for _ in range(WARM + SWAPS):
+        start = time.perf_counter()
+        action()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[WARM:])
+
+
 def measure(recipe: DomainRecipe, content: Domains, model: DomainModel, seed: int, folder: Path) -> Outcome:
     """Train one row, domain by domain or on all of them, and classify test texts."""
     old, condition_width = range(len(recipe.domains)), content.described.shape[1]
@@ -279,6 +316,7 @@ def measure(recipe: DomainRecipe, content: Domains, model: DomainModel, seed: in
     trained = [one for one in net.parameters() if one.requires_grad]
     about["parameters"] = 0 if model.kind == "frozen" else len(alone) * sum(one.numel() for one in trained)
     about["history"] = history[0] if history else []
+    about["swap_seconds"] = swap_seconds(net, content, model)
     if model.of == "text":
         inputs = content.packed(content.test[0, 0])
         about |= {"cost": net.cost(), "health": net.health(content.described, inputs).to_dict()}

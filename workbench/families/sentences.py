@@ -54,6 +54,7 @@ from workbench.finetuning import READ_AT_ONCE, TokenIds
 from workbench.geometry.uniformity import alignment, uniformity
 from workbench.geometry.whitening import moments_of, whitening
 from workbench.manifests import cache_folder, verified_folder
+from workbench.objectives import in_batch_contrastive
 from workbench.papers.comparison import Loaded
 from workbench.store import EmbeddingStore
 from workbench.training import Training, fit
@@ -210,12 +211,6 @@ class Encoder(nn.Module):
         return odds
 
 
-def contrast(one: Float[Tensor, "B D"], two: Float[Tensor, "B D"], temperature: float) -> Tensor:
-    """Equation (1); 0 or more, log B where all are alike."""
-    cosines = functional.normalize(one, dim=-1) @ functional.normalize(two, dim=-1).T
-    return functional.cross_entropy(cosines / temperature, torch.arange(len(one)))
-
-
 @torch.no_grad()
 def embed(net: Encoder, texts: TokenIds, rows: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
     """Embed sentences of a table without dropout."""
@@ -277,7 +272,7 @@ def train(
             # Both answers weigh the same, so that the threshold is at even odds.
             weight = (1 - truth.mean()) / truth.mean().clamp_min(1e-3)
             wrong.append(functional.binary_cross_entropy_with_logits(odds, truth, pos_weight=weight))
-        contrastive = contrast(torch.cat(one), torch.cat(two), recipe.temperature)
+        contrastive = in_batch_contrastive(torch.cat(one), torch.cat(two), recipe.temperature)
         return contrastive + (recipe.detection * torch.stack(wrong).mean() if wrong else 0)
 
     rates = dict.fromkeys(("detector.", "verdict.", "match."), recipe.detector_rate)

@@ -29,6 +29,7 @@ FAMILIES = (
     "sentences",
     "domains",
     "matryoshka",
+    "objectives",
 )
 # Each comparison module has RECIPE, load_data, needs_tokens and compare.
 PAPERS = {

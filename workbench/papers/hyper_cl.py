@@ -153,6 +153,31 @@ class ConditionedHead(nn.Module):
         heads = self.settings.pooling_heads
         return pool_tokens(queries, batch.tokens, batch.mask, batch.by_sentence, heads)
 
+    def operations(self, tokens: float) -> dict[str, float]:
+        """Count floating-point operations from embedded texts to a score, two for a multiplication.
+
+        Products are counted, elementwise work is not; nor is the encoder, which reads a text once for all
+        heads, except for those that read sentence and condition together.
+
+        Args:
+            tokens: of a sentence, on average; only pooling asks for them.
+
+        Returns:
+            per_pair (both sentences, under a condition whose weights are there) and per_condition (its
+            weights or gate, once for all pairs).
+        """
+        width, kind = self.width, self.settings.kind
+        each = 0.0
+        if self.settings.pooling != "sentence":
+            each += 4 * tokens * width  # the scores, and the weighted sum: (6), (8)
+        if kind == "hyper":
+            each += 4 * width * self.settings.rank if self.settings.rank else 2 * width**2  # (2), (1)
+        for layer in (self.shared, self.joint):
+            each += 2 * layer.weight.numel() if layer is not None else 0  # (3), (4)
+        once = [] if self.generator is None else [one for one in self.generator.parameters() if one.ndim > 1]
+        once += [] if self.gate is None else [self.gate.weight]
+        return {"per_pair": 2 * each, "per_condition": 2.0 * sum(one.numel() for one in once)}
+
 
 # --- data as indices: every text is encoded once ------------------------------------------------------------
 

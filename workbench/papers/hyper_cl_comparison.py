@@ -148,6 +148,10 @@ class _Job:
         if model.kind != "cross_encoder":  # which embeds no sentence by itself
             last = next(split for split in reversed(SPLITS) if split in source.splits)
             card["geometry"] = {"split": last, **head_geometry(head, source, source.splits[last])}
+        if model.kind not in JOINT:
+            tokens = source.tokens if model.pooling != "sentence" else None
+            length = 0.0 if tokens is None else float(tokens.offsets.diff().double().mean())
+            card["operations"] = head.operations(length)
         if start is not None:
             known = torch.unique(encoded.splits["train"].condition)[:256]
             card["health"] = health_of(
