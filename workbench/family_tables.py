@@ -54,16 +54,16 @@ def family_table(runs: Sequence[Run]) -> Table:
         seconds = sum(card.get("seconds", 0) for card in run.cards)
         name = run.recipe["name"].removeprefix("family_").replace("_", " ")
         cells = [_best(side, main) for side in sides]
-        about = [name, claim_of(run) or "-", _bars(run), main]
-        rows.append([*about, *cells, len(run.recipe["seeds"]), f"{seconds:.0f}"])
-    columns = ["family", "claim", "bar", "metric", "ours", "control", "control without training", "seeds"]
-    return Table([*columns, "seconds"], rows)
+        about = [name, claim_of(run) or "-", _bars(run)]
+        rows.append([*about, *cells, main, len(run.recipe["seeds"]), f"{seconds:.0f}"])
+    columns = ["family", "claim", "bar", "ours", "control", "control without training"]
+    return Table([*columns, "metric", "seeds", "seconds"], rows)
 
 
 def _bars(run: Run) -> str:
     """Print every bar with what was measured, its interval left to the family's own section."""
     found = [
-        f"{model} {metric} {limit} -> {value.partition(' (')[0]}, {verdict}"
+        f"{model} {metric} {limit} → {value.partition(' (')[0]}, {verdict}"
         for model, metric, _, limit, value, verdict in bar_table(run).rows
     ]
     return "; ".join(found) or "-"

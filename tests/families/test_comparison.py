@@ -125,8 +125,8 @@ def test_every_bar_of_a_family_stands_in_its_row_with_what_was_measured(tiny_fam
     run.__dict__["recipe"] = run.recipe | {"bars": [*({**about, **one} for one in limits), missing]}
     [row] = family_table([run]).rows
     assert row[2] == (
-        f"none accuracy <= 1 -> {value:.3f}, met; none accuracy >= 1.5 -> {value:.3f}, missed; "
-        "none speed >= 2 -> -, not measured"
+        f"none accuracy <= 1 → {value:.3f}, met; none accuracy >= 1.5 → {value:.3f}, missed; "
+        "none speed >= 2 → -, not measured"
     )
 
 
