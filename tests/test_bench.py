@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from workbench.bench import (
+    families,
     hyper_align,
     hyper_align_memory,
     hyper_cl,
     hyper_cl_evaluation,
     hyper_clip,
+    peers,
     ranking,
     run_bench,
 )
 from workbench.bench.hyper_cl_evaluation import texts_like_csts
-from workbench.bench.timing import laid_out, median_seconds, once, peak_mib
+from workbench.bench.timing import laid_out, median_seconds, medians_in_turn, once, peak_mib, threads
 from workbench.errors import WorkbenchError
 
 COLUMNS = {"name", "ours_s", "reference_s", "ratio", "ours_mib", "reference_mib"}
@@ -31,6 +33,7 @@ SMALL = {
                  "WIDTH": 12, "TEXTS": 4, "D": 8, "ROUNDS": 1},
     hyper_align: {"X": 16, "WIDTHS": (8, 12), "BATCH": 20, "EACH": 2, "HIDDEN": (8, 8), "LOSS_BATCH": 64,
                   "LOSS_WIDTH": 16},
+    families: {"ROWS": 8, "WIDTH": 12, "RANK": 2, "CODE": 6, "UNIQUE": 2, "PIXELS": 8, "REPEATS": 2},
     hyper_align_memory: {"X": 16, "Z": 24, "CONNECTORS": 3, "BATCH": 64},
 }  # fmt: skip
 ZOO = """
@@ -139,6 +142,61 @@ def test_the_memory_of_a_large_step_is_measured(tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("small")
+def test_generated_weights_are_held_against_plain_ways_with_a_bar_and_against_other_libraries(
+    tmp_path, monkeypatch
+):
+    compared, same = [], families._same
+    monkeypatch.setattr(families, "_same", lambda *ways: compared.append(same(*ways)))
+    before = torch.get_num_threads()
+    table = run_bench("families", tmp_path)
+    rows = json.loads((tmp_path / "families.json").read_text())
+    found = {(job, reference): (row["bar"], row["verdict"]) for row in rows
+             for job, _, reference in [row["name"].partition("; reference: ")]}  # fmt: skip
+    jobs = {
+        "8 rows, one condition each, 12 x 12, rank 2": ("form A B", ">= 20"),
+        "generate and apply, 8 rows of 2 conditions, 12 x 12": ("per row", ">= 4"),
+        "one condition for 8 images of 8 pixels, applied": ("the plain module", ">= 1/1.2"),
+        "2 conditions, 4 images of 8 pixels each, applied": ("plain modules in turn", ""),
+    }
+    beside = set()
+    for place, (job, (plain, bar)) in enumerate(jobs.items()):
+        own = found.pop((job, plain))
+        assert own in {(bar, "met"), (bar, "missed")} if bar else own == ("", "")
+        beside |= {(job, one.name) for one in peers.peers() if place < 2 or one.name == "hyperlight"}
+    assert found == dict.fromkeys(beside, ("", ""))
+    assert len(compared) == len(rows)  # each was asserted to give the same
+    assert all(set(row) == COLUMNS | {"bar", "verdict", "threads"} for row in rows)
+    assert {row["threads"] for row in rows} == {1}
+    assert torch.get_num_threads() == before
+    head, *lines = table.splitlines()
+    assert ", 1 thread, " in head
+    assert head.split()[-2:] == ["bar", "verdict"]
+    for row, line in zip(rows, lines, strict=False):
+        cells = f"{row['reference_mib']:.1f} {row['bar'] or '-'} {row['verdict'] or '-'}"
+        assert " ".join(line.split()).endswith(f" {cells}")
+    assert lines[len(rows) :] == families.notes()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("ratio", "verdicts"), [(0.5, "missed"), (30.0, "met")])
+def test_a_verdict_follows_the_ratio(ratio, verdicts, monkeypatch):
+    timed = laid_out("a job", 1.0, ratio, 1.0, 1.0)
+    monkeypatch.setattr(families, "row", lambda *_: timed)
+    assert {row["verdict"] for row in families.rows() if row["bar"]} == {verdicts}
+
+
+def test_a_library_that_is_not_installed_is_named_with_what_it_needs(monkeypatch):
+    absent = {"hyperlight", "matplotlib"}
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name in absent else object())
+    said = families.notes()[-2:]
+    assert said == [
+        "hyperlight is not timed: pip install hyperlight",
+        "hypnettorch is not timed: pip install matplotlib",
+    ]
+    assert peers.peers() == []
+
+
 def test_an_unknown_benchmark_is_named_with_those_there_are():
     with pytest.raises(WorkbenchError, match="no benchmark named 'speed'; there are: hyper_cl, hyper_clip"):
         run_bench("speed", None)
@@ -203,6 +261,17 @@ def test_generated_norms_that_act_otherwise_are_no_benchmark(way, monkeypatch):
         getattr(hyper_clip, way)("test_efficientnet", 32, *((2,) if way == "_swap" else ()), "cpu")
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("way", ["project", "_one_by_one"])
+def test_generated_weights_applied_otherwise_are_no_benchmark(way, monkeypatch):
+    if way == "_one_by_one" and not peers.peers():
+        pytest.skip("no other library is installed")
+    whole = getattr(families, way)
+    monkeypatch.setattr(families, way, lambda *given: whole(*given) + 1)
+    with pytest.raises(AssertionError, match="not close"):
+        families.rows()
+
+
 # --- what is measured ---------------------------------------------------------------------------------------
 
 
@@ -238,6 +307,33 @@ def test_the_median_of_durations_leaves_the_warm_up_out(monkeypatch):
     ticks = iter([0.0, 50.0, 100.0, 103.0, 200.0, 201.0, 300.0, 302.0])  # 50, then 3, 1 and 2 seconds
     monkeypatch.setattr("workbench.bench.timing.time.perf_counter", lambda: next(ticks))
     assert median_seconds(lambda: None, "cpu") == 2.0
+
+
+def test_ways_are_timed_in_turn(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr("workbench.bench.timing.time.perf_counter", lambda: clock[0])
+
+    def way(name, *seconds):
+        left = iter(seconds)
+
+        def act():
+            order.append(name)
+            clock[0] += next(left)
+
+        return act
+
+    # The first of each warms up; the rest are 3, 1, 2 and 30, 10, 20 seconds.
+    assert medians_in_turn((way("one", 50, 3, 1, 2), way("other", 7, 30, 10, 20)), "cpu") == [2.0, 20.0]
+    assert order == ["one", "other"] * 4
+
+
+def test_threads_are_given_back_whatever_happens():
+    before = torch.get_num_threads()
+    with threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    with pytest.raises(RuntimeError), threads(before + 1):
+        torch.zeros(2) + torch.zeros(3)
+    assert torch.get_num_threads() == before
 
 
 def test_what_takes_minutes_is_timed_and_weighed_in_one_go(monkeypatch):

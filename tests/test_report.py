@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 
+from workbench.family_tables import family_table
 from workbench.files import canonical_json, sha256_of
 from workbench.report import write_index, write_run_report
 from workbench.runs import Run
@@ -373,6 +374,33 @@ def test_what_a_zoo_costs_stands_in_the_index(tiny_zoo_run, tmp_path):
     write_index(out)
     for name in ("index.html", "index.md"):
         assert "operations a pair" in (out / name).read_text()
+
+
+def test_the_index_holds_families_against_claims_and_bars_before_their_own_sections(
+    tiny_family_run, tiny_run, tmp_path
+):
+    out = tmp_path / "out"
+    for run in (tiny_family_run, tiny_run):
+        shutil.copytree(run.folder, out / "runs" / run.folder.name)
+    write_index(out)
+    name = tiny_family_run.recipe["name"]
+    page, text = (out / "index.html").read_text(), (out / "index.md").read_text()
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert headings == re.findall(r"^## (.*)$", text, flags=re.M)
+    assert headings[:4] == ["Runs", "Families: claim, bar, control", name, f"{name}: cost and health"]
+    assert "cost and health" not in " ".join(headings[4:])  # of families only
+    table, shown = family_table([tiny_family_run]), " ".join(Page(page).text)
+    cards = card_table(tiny_family_run)
+    for part in (*table.columns, *map(str, table.rows[0]), *cards.columns, *map(str, cards.rows[-1])):
+        assert part in shown
+    assert table.markdown() in text
+    assert cards.markdown() in text
+
+
+def test_an_index_without_families_has_no_table_of_them(altered, tmp_path):
+    altered()
+    write_index(tmp_path / "out")
+    assert "Families" not in (tmp_path / "out" / "index.md").read_text()
 
 
 def test_cards_tell_how_embeddings_lie_where_that_was_measured(tiny_run, tiny_zoo_run):

@@ -167,6 +167,17 @@ def test_spaces_of_models_are_theirs_under_one_condition_and_the_plain_encoders(
     torch.testing.assert_close(spaces["one"].test, model.encode(texts, "The size."))
 
 
+def recorded(kind, calls):
+    """Encode as before, and note who did, on how many threads and what."""
+    whole = kind.encode
+
+    def encode(self, texts, *given):
+        calls.append((kind.__name__, torch.get_num_threads(), tuple(texts)))
+        return whole(self, texts, *given)
+
+    return encode
+
+
 def test_a_word_table_is_held_against_its_teacher_and_against_input_vectors(encoder, monkeypatch):
     def untrained(teacher: TextEncoder, texts: list[str], kept: int) -> StaticEncoder:
         assert len(texts) == 192
@@ -174,7 +185,14 @@ def test_a_word_table_is_held_against_its_teacher_and_against_input_vectors(enco
         return StaticEncoder(teacher.model.tokenizer.backend_tokenizer, vectors[:, :kept].contiguous())
 
     monkeypatch.setattr(StaticEncoder, "distil", untrained)
-    teacher, table, plain = static_table(encoder, kept=384).to_dicts()
+    timed = []
+    for kind in (TextEncoder, StaticEncoder):
+        monkeypatch.setattr(kind, "encode", recorded(kind, timed))
+    teacher, table, plain = static_table(encoder, kept=384, rounds=2).to_dicts()
+    # All once to warm up; then in turn, on one thread and on the same texts.
+    assert [name for name, *_ in timed[3:]] == ["TextEncoder", *["StaticEncoder"] * 40] * 2
+    assert {threads for _, threads, _ in timed[3:]} == {1}
+    assert {texts for *_, texts in timed} == {tuple(held_out()["sentence"])}
     # Not exactly one: polars divides a column by a number as a product with the number's inverse.
     assert (teacher["share"], teacher["speed"]) == pytest.approx((1, 1))
     assert table["spearman"] == plain["spearman"]  # the same vectors

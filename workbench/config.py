@@ -96,9 +96,10 @@ class Recipe(Settings):
     def hash(self) -> str:
         """Hexadecimal sha256 of the settings that can change a number.
 
-        Name, title, sets, notebooks and the numbers compared against are left out: they change no result.
+        Name, title, sets, notebooks, what was claimed and the numbers compared against are left out: they
+        change no result.
         """
-        apart = {"name", "title", "sets", "notebooks", "published", "bars", "reading"}
+        apart = {"name", "title", "sets", "notebooks", "published", "bars", "claim", "reading"}
         return digest(canonical_json(self.model_dump(mode="json", exclude=apart)))
 
 

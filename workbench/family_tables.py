@@ -1,24 +1,44 @@
-"""Runs of the families -> one table: generated weights beside the controls, bars met, and the cost."""
+"""Runs of the families -> one table: claim, bars, generated weights beside the controls, and the cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.papers import FAMILIES
+from workbench.errors import RecipeError
+from workbench.papers import FAMILIES, load_recipe
 from workbench.runs import Run, finished_runs
 from workbench.tables import Table, bar_table, best_first, main_metric, model_table, with_interval
 
 GENERATED, CLOSED = "generated weights", ("no training", "closed form")
+HOW_FAMILIES = (
+    "One row per family: what was published, in our words; every bar, what was measured (mean over seeds) "
+    "and whether it is met; the best row whose weights are generated (ours) beside the best trained control "
+    "and the best row without training, each by the family's metric; seconds of all its rows and seeds on "
+    "the machine that ran it. A dash: the family has no such row."
+)
+
+
+def families_among(newest: Mapping[str, Run]) -> dict[str, Run]:
+    """Return those of some runs, by recipe, that are of families, in the order of the families."""
+    found = {name: run for name, run in newest.items() if run.recipe["paper"] in FAMILIES}
+    return dict(sorted(found.items(), key=lambda item: (FAMILIES.index(item[1].recipe["paper"]), item[0])))
 
 
 def family_runs(out: Path) -> dict[str, Run]:
     """Return the newest finished run of every recipe of a family, by name, in the order of the families."""
-    found = {run.recipe["name"]: run for run in finished_runs(out) if run.recipe["paper"] in FAMILIES}
-    return dict(sorted(found.items(), key=lambda item: (FAMILIES.index(item[1].recipe["paper"]), item[0])))
+    return families_among({run.recipe["name"]: run for run in finished_runs(out)})
+
+
+def claim_of(run: Run) -> str:
+    """Return what was claimed, as the recipe says it now; a run may be older than the words."""
+    try:
+        return load_recipe(run.recipe["name"]).claim
+    except RecipeError:  # a recipe of the user's own, given by path
+        return run.recipe.get("claim", "")
 
 
 def family_table(runs: Sequence[Run]) -> Table:
-    """Print one row per family: best generated weights beside the best control, trained and untrained.
+    """Print one row per family: claim, bars, best generated weights beside the best controls, seconds.
 
     The best of several rows is chosen on the numbers it is reported with, on both sides alike.
     """
@@ -31,14 +51,22 @@ def family_table(runs: Sequence[Run]) -> Table:
             [row for row in frame if roles[row["model"]] == "control"],
             [row for row in frame if roles[row["model"]] in CLOSED],
         ]
-        verdicts = [row[-1] for row in bar_table(run).rows]
-        bars = f"{verdicts.count('met')} of {len(verdicts)}" if verdicts else "-"
         seconds = sum(card.get("seconds", 0) for card in run.cards)
         name = run.recipe["name"].removeprefix("family_").replace("_", " ")
         cells = [_best(side, main) for side in sides]
-        rows.append([name, main, *cells, bars, len(run.recipe["seeds"]), f"{seconds:.0f}"])
-    columns = ["family", "metric", GENERATED, "best trained control", "best without training"]
-    return Table([*columns, "bars met", "seeds", "seconds"], rows)
+        about = [name, claim_of(run) or "-", _bars(run)]
+        rows.append([*about, *cells, main, len(run.recipe["seeds"]), f"{seconds:.0f}"])
+    columns = ["family", "claim", "bar", "ours", "control", "control without training"]
+    return Table([*columns, "metric", "seeds", "seconds"], rows)
+
+
+def _bars(run: Run) -> str:
+    """Print every bar with what was measured, its interval left to the family's own section."""
+    found = [
+        f"{model} {metric} {limit} → {value.partition(' (')[0]}, {verdict}"
+        for model, metric, _, limit, value, verdict in bar_table(run).rows
+    ]
+    return "; ".join(found) or "-"
 
 
 def _best(rows: list[dict[str, Any]], metric: str) -> str:

@@ -46,6 +46,7 @@ HOW_SEEDS = (
     "data order and start. Differences are taken seed by seed. Settings are small on purpose: these are "
     "experiments for one core, not reproductions at published size."
 )
+HOW_CARDS = "One seed; seconds on this machine."
 _GEOMETRY = (
     "Alignment is the mean squared distance of two sentences that agree under a condition (0 to 4, ideal 0), "
     "uniformity how evenly sentences under conditions fill the sphere (about -4 if evenly, 0 if all are one "
@@ -90,7 +91,7 @@ def run_sections(run: Run) -> list[Section]:
     shown = model_table(run).sort(main, descending=best_first(run), nulls_last=True)["model"].to_list()[:3]
     shown = list(dict.fromkeys([*shown, run.recipe["reference"]]))
     sections += _group_sections(run, shown)
-    lines = ["One seed; seconds on this machine."]
+    lines = [HOW_CARDS]
     if any("geometry" in card for card in run.cards):
         lines.append(_GEOMETRY)
     sections.append(Section("Cost and health of each head", lines, card_table(run)))

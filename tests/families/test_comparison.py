@@ -1,6 +1,7 @@
 """What families share: means over seeds with Student's interval, differences seed by seed, resumed runs."""
 
 import math
+import re
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,7 @@ from scipy import stats
 
 from workbench.errors import RecipeError
 from workbench.families.comparison import CURVES, Outcome, comparison_of, interval_over_seeds
-from workbench.family_tables import family_runs, family_table
+from workbench.family_tables import claim_of, family_runs, family_table
 from workbench.papers import FAMILIES, load_recipe, paper_of
 from workbench.runs import Run
 from workbench.tables import bar_table, main_metric, model_table, score_table
@@ -96,6 +97,10 @@ def test_every_family_has_its_recipe_with_seeds_bars_and_a_control(name):
     known = {model.name for model in recipe.models}
     assert {bar.model for bar in recipe.bars} <= known
     assert recipe.reading
+    assert re.search(
+        r"\(.*(arXiv \d{4}\.\d{4,5}|ours).*\)$", recipe.claim
+    )  # its source, or that there is none
+    assert len(recipe.claim) < 200
     for part in ("RECIPE", "load_data", "needs_tokens", "compare"):
         assert hasattr(paper_of(name), part)
 
@@ -112,13 +117,46 @@ def test_a_run_is_listed_ranked_and_held_against_its_bars(tiny_family_run):
     assert sorted(names) == sorted(model["name"] for model in run.recipe["models"])
     assert bar_table(run).rows == []
     assert list(family_runs(run.folder.parent.parent)) == ["family_aspect_tiny"]
-    [row] = family_table([run]).rows
+    table = family_table([run])
+    row = dict(zip(table.columns, *table.rows, strict=True))
     roles = {model["name"]: model["role"] for model in run.recipe["models"]}
     ranked = model_table(run).sort("accuracy", descending=True).to_dicts()
-    for cell, role in ((row[2], "generated weights"), (row[3], "control")):
+    for column, role in (("ours", "generated weights"), ("control", "control")):
         best = next(one for one in ranked if roles[one["model"]] == role)
-        assert cell.startswith(f"{best['model']} {best['accuracy']:.3f} (")
-    assert row[4] == "-"
+        assert row[column].startswith(f"{best['model']} {best['accuracy']:.3f} (")
+    assert (row["control without training"], row["bar"]) == ("-", "-")
+    assert row["claim"] == load_recipe("family_aspect").claim  # of the recipe that this one extends
+    assert row["seconds"] == f"{sum(card['seconds'] for card in run.cards):.0f}"
+
+
+def test_every_bar_of_a_family_stands_in_its_row_with_what_was_measured(tiny_family_run):
+    run = Run(tiny_family_run.folder)
+    value = model_table(run).filter(model="none")["accuracy"].item()
+    limits = [{"at_most": 1.0}, {"at_least": 1.5}]
+    about = {"model": "none", "metric": "accuracy", "split": "test"}
+    missing = {**about, "metric": "speed", "at_least": 2.0}
+    run.__dict__["recipe"] = run.recipe | {"bars": [*({**about, **one} for one in limits), missing]}
+    [row] = family_table([run]).rows
+    assert row[2] == (
+        f"none accuracy <= 1 → {value:.3f}, met; none accuracy >= 1.5 → {value:.3f}, missed; "
+        "none speed >= 2 → -, not measured"
+    )
+
+
+def test_what_is_claimed_does_not_change_what_a_run_is(tiny_family_run):
+    name = tiny_family_run.recipe["name"]
+    recipe = load_recipe(name)
+    assert recipe.claim
+    assert load_recipe(name, {"claim": "something else"}).hash == recipe.hash
+    assert load_recipe(name, {"steps": recipe.steps + 1}).hash != recipe.hash
+
+
+def test_the_claim_of_an_older_run_is_that_of_the_recipe_now(tiny_family_run):
+    older, own = Run(tiny_family_run.folder), Run(tiny_family_run.folder)
+    older.__dict__["recipe"] = {key: value for key, value in older.recipe.items() if key != "claim"}
+    assert claim_of(older) == load_recipe("family_aspect").claim
+    own.__dict__["recipe"] = own.recipe | {"name": "of_mine", "claim": "mine"}
+    assert claim_of(own) == "mine"
 
 
 def test_lower_is_better_turns_the_order(tiny_family_run):

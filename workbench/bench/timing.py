@@ -5,7 +5,8 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import torch
 def row(
     name: str, ours: Callable[[], object], reference: Callable[[], object], device: str, repeats: int = 3
 ) -> dict[str, Any]:
-    """Measure two ways to the same result, one after the other.
+    """Measure two ways to the same result, a repeat of each in turn.
 
     Returns:
         name, ours_s and reference_s (medians, in seconds), ratio (reference over ours), ours_mib and
         reference_mib (the most each holds beyond what was held before).
     """
-    seconds = [median_seconds(action, device, repeats) for action in (ours, reference)]
+    seconds = medians_in_turn((ours, reference), device, repeats)
     memory = [peak_mib(action, device) for action in (ours, reference)]
     return laid_out(name, *seconds, *memory)
 
@@ -40,18 +41,46 @@ def laid_out(
     }
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many of torch's threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def median_seconds(action: Callable[[], object], device: str, repeats: int = 3, warm: int = 1) -> float:
     """Return the median duration of an action, in seconds, after warming up."""
-    times = []
+    return medians_in_turn((action,), device, repeats, warm)[0]
+
+
+def medians_in_turn(
+    actions: Sequence[Callable[[], object]], device: str, repeats: int = 3, warm: int = 1
+) -> list[float]:
+    """Return the median duration of each action, in seconds, after warming up.
+
+    Every action has one repeat before any has its next, so that a machine that is busy for a while slows all
+    of them and not one.
+    """
+    times: list[list[float]] = [[] for _ in actions]
     for _ in range(repeats + warm):
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        action()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[warm:])
+        for action, found in zip(actions, times, strict=True):
+            found.append(_seconds(action, device))
+    return [statistics.median(found[warm:]) for found in times]
+
+
+def _seconds(action: Callable[[], object], device: str) -> float:
+    """Return the duration of one time; what a GPU was given before is waited for, not counted."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    action()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def once(action: Callable[[], object], device: str) -> tuple[float, float]:

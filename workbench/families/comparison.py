@@ -57,6 +57,7 @@ class FamilyRecipe(ComparisonRecipe):
     """What every family's recipe has; a family adds ``models`` and its settings."""
 
     data: FamilyData
+    claim: str = Field(default="", description="what was published, in one line, with its source")
     metric: str = Field(description="that models are ranked by")
     lower_is_better: bool = False
 
