@@ -22,7 +22,7 @@ from workbench.evaluation.similarity import Measured
 from workbench.evaluation.zero_shot import accuracy_values, class_ranks, per_class_weights
 from workbench.files import digest
 from workbench.geometry.uniformity import placement, spaced
-from workbench.hypernetworks import health_of
+from workbench.hypernetworks import GeneratedWeights, health_of
 from workbench.hypernetworks.generators import standardise
 from workbench.papers.comparison import (
     METRIC_COLUMNS,
@@ -208,31 +208,46 @@ class _Job:
         """Ask every class set; a generator also with another set's weights and without calibration."""
         pixels, found = asked.pixels.to(self.device), {}
         directions = {one.name: self._directions(model, one) for one in asked.sets}
-        plain = None if model.generator is not None else embed(model, pixels)
+        generated = self._generated(model, asked, directions)
+        # Without a generator, or told nothing, a model embeds an image alike for every set.
+        alike = not generated or model.generator.tokens is not None
+        kept: dict[str, Tensor] = {}
         for place, one in enumerate(asked.sets):
             weights, label, rows = directions[one.name], one.label.to(self.device), one.rows.to(self.device)
-            if plain is not None:
-                found[one.name] = torch.stack(class_ranks(plain[rows], weights, label)).cpu()
-                continue
-            told = weights
-            if one.distractors:
-                told = torch.cat(
-                    [weights, model.embed_texts(self.inputs(list(one.distractors)).to(self.device))]
-                )
-            generated = model.generate(told)
-            calibrated = model.calibrate(generated)
-            asking = {"": calibrated}
-            if split == "test" and not one.side:
-                other = next(two for two in (asked.sets * 2)[place + 1 :] if not two.side)
-                asking["|weights of another set"] = model.calibrate(model.generate(directions[other.name]))
-                if calibrated is not generated:
-                    asking["|running statistics"] = generated
-                if not model.replaces:
-                    asking["|neutral"] = None
+            asking: dict[str, GeneratedWeights | None] = {"": None}
+            if generated:
+                plain, calibrated = generated[one.name]
+                asking[""] = calibrated
+                if split == "test" and not one.side:
+                    other = next(two for two in (asked.sets * 2)[place + 1 :] if not two.side)
+                    asking["|weights of another set"] = generated[other.name][1]
+                    if calibrated is not plain:
+                        asking["|running statistics"] = plain
+                    if not model.replaces:
+                        asking["|neutral"] = None
             for side, used in asking.items():
-                model.use(used)
-                ranks = class_ranks(embed(model, pixels[rows]), weights, label)
+                if side not in kept:
+                    model.use(used)
+                    kept[side] = embed(model, pixels if alike else pixels[rows])
+                ranks = class_ranks(kept[side][rows] if alike else kept.pop(side), weights, label)
                 found[f"{one.name}{side}"] = torch.stack(ranks).cpu()
+        return found
+
+    def _generated(
+        self, model: HyperCLIP, asked: Questions, directions: dict[str, Tensor]
+    ) -> dict[str, tuple[GeneratedWeights, GeneratedWeights]]:
+        """Generate every class set's weights once, as they are and calibrated; nothing without a generator."""
+        found: dict[str, tuple[GeneratedWeights, GeneratedWeights]] = {}
+        for one in asked.sets if model.generator is not None else ():
+            told = directions[one.name]
+            if found and model.generator.tokens is not None:  # told nothing, so the same for every set
+                found[one.name] = next(iter(found.values()))
+                continue
+            if one.distractors:
+                besides = model.embed_texts(self.inputs(list(one.distractors)).to(self.device))
+                told = torch.cat([told, besides])
+            made = model.generate(told)
+            found[one.name] = made, model.calibrate(made)
         return found
 
 
