@@ -1,6 +1,7 @@
 """Reports: every verdict, every floor, and nothing that acts or leaves the page."""
 
 import hashlib
+import inspect
 import json
 import re
 import shutil
@@ -11,7 +12,8 @@ import pytest
 
 from workbench.family_tables import family_table
 from workbench.files import canonical_json, sha256_of
-from workbench.report import write_index, write_run_report
+from workbench.papers import FAMILIES, READS_TEXT, paper_of
+from workbench.report import footer_of, write_index, write_run_report
 from workbench.runs import Run
 from workbench.sections import run_sections
 from workbench.tables import (
@@ -397,20 +399,29 @@ def test_the_index_holds_families_against_claims_and_bars_before_their_own_secti
     assert cards.markdown() in text
 
 
+def test_a_footer_names_the_encoder_where_it_is_read(tiny_run, tiny_family_run):
+    assert "encoder all-MiniLM-L6-v2 (" in " ".join(footer_of(tiny_run))
+    assert "encoder" not in " ".join(footer_of(tiny_family_run))
+    # A family reads texts if its file says so.
+    reads = {name for name in FAMILIES if "recipe.encoder" in inspect.getsource(paper_of(name))}
+    assert reads == set(READS_TEXT)
+
+
 def test_an_index_without_families_has_no_table_of_them(altered, tmp_path):
     altered()
     write_index(tmp_path / "out")
     assert "Families" not in (tmp_path / "out" / "index.md").read_text()
 
 
-def test_cards_tell_how_embeddings_lie_where_that_was_measured(tiny_run, tiny_zoo_run):
+def test_cards_tell_how_embeddings_lie_where_that_was_measured(tiny_run, tiny_zoo_run, tiny_family_run):
     table = card_table(tiny_run)
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     card = next(card for card in tiny_run.cards if card["model"] == "hadamard")
     assert rows["hadamard"]["alignment"] == f"{card['geometry']['alignment']:.3f}"
     assert rows["hadamard"]["uniformity"] == f"{card['geometry']['uniformity']:.3f}"
     assert "perfectly aligned" in write_run_report(tiny_run).read_text()
-    assert "alignment" not in card_table(tiny_zoo_run).columns
+    assert "alignment" in card_table(tiny_zoo_run).columns
+    assert "alignment" not in card_table(tiny_family_run).columns
 
 
 def test_cards_tell_operations_where_they_were_counted(tiny_run, tiny_zoo_run):

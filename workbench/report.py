@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from workbench.family_tables import HOW_FAMILIES, families_among, family_table
 from workbench.files import write_atomic
+from workbench.papers import FAMILIES, READS_TEXT
 from workbench.runs import Run, finished_runs
 from workbench.sections import (
     HOW,
@@ -56,11 +57,17 @@ def footer_of(run: Run) -> list[str]:
     packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     several = about.get("workers", 1) > 1
     shared = f" in each of {about['workers']} processes that share the trainings" if several else ""
+    paper, encoder = (
+        run.recipe["paper"],
+        f", encoder {run.recipe['encoder']} ({about['encoder_sha256'][:12]})",
+    )
+    if paper in FAMILIES and paper not in READS_TEXT:
+        encoder = ""
     return [
         f"Run {run.folder.name} of recipe {run.recipe['name']} ({about['recipe_sha256'][:12]}), workbench "
         f"{about['workbench']}, commit {about['commit']}, seeds {about['seeds']}.",
-        f"Data {run.recipe['data']['name']} ({about['data_sha256'][:12]}), encoder {run.recipe['encoder']} "
-        f"({about['encoder_sha256'][:12]}); {json.dumps(about['data'])}.",
+        f"Data {run.recipe['data']['name']} ({about['data_sha256'][:12]}){encoder}; "
+        f"{json.dumps(about['data'])}.",
         f"{about['device']}, {about['threads']} threads{shared}, {about['platform']}, Python "
         f"{about['python']}, {packages}. Finished {about['finished'][:19]} UTC; "
         f"{about['seconds_of_last_process']} s, peak "

@@ -31,6 +31,7 @@ FAMILIES = (
     "matryoshka",
     "objectives",
 )
+READS_TEXT = ("sentences", "domains", "matryoshka")  # the families whose recipes' encoder is read
 # Each comparison module has RECIPE, load_data, needs_tokens and compare.
 PAPERS = {
     "hyper_cl": "workbench.papers.hyper_cl_comparison",

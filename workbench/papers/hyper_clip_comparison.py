@@ -236,7 +236,7 @@ class _Job:
     def _generated(
         self, model: HyperCLIP, asked: Questions, directions: dict[str, Tensor]
     ) -> dict[str, tuple[GeneratedWeights, GeneratedWeights]]:
-        """Generate every class set's weights once, as they are and calibrated; nothing without a generator."""
+        """Generate each class set's weights once, as they are and calibrated; none without a generator."""
         found: dict[str, tuple[GeneratedWeights, GeneratedWeights]] = {}
         for one in asked.sets if model.generator is not None else ():
             told = directions[one.name]
