@@ -50,6 +50,7 @@ from workbench.encoders import TextEncoder, TokenStates
 from workbench.families.comparison import FamilyModel, Outcome, SplitRecipe, comparison_of, needs_tokens
 from workbench.files import digest
 from workbench.finetuning import TokenIds
+from workbench.geometry.uniformity import placement
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec, Table
 from workbench.hypernetworks.generators import standardise
 from workbench.manifests import verified_folder
@@ -317,6 +318,9 @@ def measure(recipe: DomainRecipe, content: Domains, model: DomainModel, seed: in
     about["parameters"] = 0 if model.kind == "frozen" else len(alone) * sum(one.numel() for one in trained)
     about["history"] = history[0] if history else []
     about["swap_seconds"] = swap_seconds(net, content, model)
+    with torch.no_grad():  # of the last domain: texts of one intent should lie near each other
+        asked = embed(net, content, old[-1], content.test[old[-1]])
+    about["geometry"] = placement(asked[:, 0], asked[:, 1], asked.flatten(0, 1))
     if model.of == "text":
         inputs = content.packed(content.test[0, 0])
         about |= {"cost": net.cost(), "health": net.health(content.described, inputs).to_dict()}
