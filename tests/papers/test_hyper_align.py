@@ -727,8 +727,9 @@ def test_each_step_of_a_hub_pairs_every_image_encoder_with_one_text_encoder_in_t
 # --- (8): cosines to the same items -------------------------------------------------------------------------
 
 
-def test_relative_cosines_are_to_evenly_spaced_images_and_the_means_of_their_captions(task, zoo):
-    one = task("relative", anchors=12)
+def test_relative_cosines_are_to_evenly_spaced_images_and_the_means_of_their_captions(task, zoo, monkeypatch):
+    monkeypatch.setattr(hyper_align_search, "ANCHORS", 12)
+    one = task("relative")
     outcome = run(one)
     assert (outcome.flops, outcome.parameters, outcome.history) == (0, 0, [])
     assert list(outcome.pairs) == [(text, image) for text in TEXTS for image in IMAGES]
@@ -749,7 +750,7 @@ def test_relative_cosines_are_to_evenly_spaced_images_and_the_means_of_their_cap
 
 
 def test_more_anchors_than_images_are_all_images_and_some_texts_are_enough(task):
-    outcome = run(task("relative", anchors=10**6, texts=("vague",)))
+    outcome = run(task("relative", texts=("vague",)))
     assert list(outcome.pairs) == [("vague", image) for image in IMAGES]
     mapped = outcome.pairs["vague", "dim"].of_text(torch.eye(8))
     assert mapped.shape == (8, len(task("relative").rows))

@@ -482,6 +482,50 @@ def test_several_captions_of_an_image_are_compared_and_told_and_each_is_its_own(
         assert step["told"] == step["texts"]
 
 
+@pytest.fixture
+def classed() -> Captioned:
+    """Twenty pictures: three of each of five classes, in turn, and five that are alone in what they say."""
+    said = [f"class {row % 5}" if row < 15 else f"picture {row}" for row in range(20)]
+    texts = list(dict.fromkeys(said))
+    choices = torch.tensor([[texts.index(one)] for one in said])
+    pixels = torch.zeros(20, 3, 8, 8, dtype=torch.uint8)
+    return Captioned(pixels, texts, choices, torch.zeros(1, dtype=torch.long), torch.arange(len(texts)))
+
+
+def drawn_of(classed: Captioned, most: int, steps: int = 60) -> list[list[str]]:
+    """What the pictures of each batch say; the first item of step s is picture s."""
+    loss = ClipLoss(model_of("siglip"), classed, texts_of(), classes_at_once=most)
+    batches = [torch.arange(step, step + 12) % 20 for step in range(steps)]
+    return [
+        [classed.texts[classed.choices[row, 0]] for row in loss._of_few_classes(items).tolist()]
+        for items in batches
+    ]
+
+
+@pytest.mark.parametrize("most", [2, 4])
+def test_a_batch_may_be_of_a_few_classes_as_a_task_is(classed, most):
+    torch.manual_seed(0)
+    sizes = set()
+    for step, said in enumerate(drawn_of(classed, most)):
+        assert len(said) == 12
+        if step % 20 < 15:
+            assert all(one.startswith("class") for one in said)
+            assert len(set(said)) <= most
+            sizes.add(len(set(said)))
+        else:  # those that are alone in their class go together
+            assert all(one.startswith("picture") for one in said)
+    assert max(sizes) == most
+    firsts = [f"class {step % 20 % 5}" for step in range(60) if step % 20 < 15]
+    seen = [said for step, said in enumerate(drawn_of(classed, most)) if step % 20 < 15]
+    hits = sum(first in said for first, said in zip(firsts, seen, strict=True))
+    assert hits > 0.8 * len(seen)  # the first picture's class is among them; a draw of twelve may miss it
+
+
+def test_any_pictures_go_together_if_classes_are_not_asked_for(classed):
+    loss = ClipLoss(model_of("siglip"), classed, texts_of(), classes_at_once=0)
+    assert not loss.members
+
+
 def test_more_kinds_than_there_are_mean_all_of_them(few):
     assert ClipLoss(model_of("siglip"), few, texts_of(), 99).kinds_at_once == 10
 

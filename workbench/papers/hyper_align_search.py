@@ -31,6 +31,8 @@ from workbench.papers.hyper_align import (
 )
 from workbench.training import fit
 
+ANCHORS = 512  # training images that relative representations are cosines to
+
 
 def both_sides(
     connected: Connected, texts: Float[Tensor, "N X"], images: Float[Tensor, "M Z"]
@@ -204,7 +206,7 @@ def relative_cosines(task: Task) -> Outcome:
     Source: Moschella et al. (2023), arXiv 2209.15430; between texts and images as in Norelli et al. (2022),
     ASIF, arXiv 2210.01738. Deviation: ASIF keeps the largest cosines of a row only, raised to a power.
     """
-    zoo, places = task.zoo, torch.arange(min(task.model.anchors, len(task.rows)))
+    zoo, places = task.zoo, torch.arange(min(ANCHORS, len(task.rows)))
     rows = task.rows[places * len(task.rows) // len(places)]
     captions = zoo.choices[rows]
     texts = {

@@ -61,9 +61,6 @@ class AlignModelSettings(Settings):
         default=None, gt=0, description="image features wider than this are sketched for the screen (search)"
     )
     hub_width: int = Field(default=128, gt=0)
-    anchors: int = Field(
-        default=512, gt=1, description="training images that cosines are taken to (relative)"
-    )
     centre: bool = Field(
         default=False,
         description="take every image encoder's mean away first (ape, direct, hyper_align): a failure mode",

@@ -149,9 +149,9 @@ class _Job:
         start = generator.head.weight.detach().clone() if generator is not None else None
         data = data.to(self.device)
         model.centre(data.pixels[:AT_ONCE], texts[torch.randperm(len(texts))[:AT_ONCE]])
-        kinds = settings.kinds_at_once or recipe.kinds_at_once
-        at_once = recipe.captions_at_once, recipe.classes_at_once
-        loss = ClipLoss(model, data, texts, kinds, recipe.half, *at_once)
+        kinds, classes = settings.kinds_at_once or recipe.kinds_at_once, settings.classes_at_once
+        classes = recipe.classes_at_once if classes is None else classes
+        loss = ClipLoss(model, data, texts, kinds, recipe.half, recipe.captions_at_once, classes)
         training = recipe.training.at_rate(settings.learning_rate)
         history = fit(
             model,

@@ -83,6 +83,7 @@ class ClipModelSettings(Settings):
         default="gathered", description="of all processes, or of each one's own images"
     )
     kinds_at_once: int | None = Field(default=None, gt=0, description="null: the recipe's")
+    classes_at_once: int | None = Field(default=None, ge=0, description="null: the recipe's; 0: any images")
     against: str | None = Field(
         default=None, description="a matched baseline; differences to it are reported"
     )
