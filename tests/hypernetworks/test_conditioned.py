@@ -83,6 +83,18 @@ def test_rows_in_any_order_give_what_their_condition_gives(kind, conditions, inp
     torch.testing.assert_close(found, expected[order], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "which", [[0, 1, 2, 3], [0, 0, 0, 0, 1, 2, 2, 3], [3, 3, 3, 0], [1, 2, 2, 2, 2, 2, 0, 3]]
+)
+def test_rows_of_unequal_numbers_give_what_their_condition_gives(which, conditions):
+    model, rows = model_of(), torch.tensor(which)
+    inputs = torch.randn(len(which), WIDTH, generator=torch.Generator().manual_seed(3))
+    found = model(inputs, model.weights(conditions), rows)
+    for one, row, number in zip(found, inputs, which, strict=True):
+        alone = model(row[None], model.weights(conditions[number : number + 1]))[0]
+        torch.testing.assert_close(one, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_conditions_without_rows_are_left_out_and_cost_no_order():
     model = model_of()
     codes, inputs = torch.randn(CONDITIONS, CODE), torch.randn(5, WIDTH)

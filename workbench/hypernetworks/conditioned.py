@@ -209,7 +209,9 @@ class Conditioned(nn.Module):
 
     def _by_rows(self, tensors: dict[str, Tensor], call: Tree, parts: list[Tensor], rows: Rows) -> Any:
         """Send each row through the target under the weights of its condition."""
-        ordered = {name: one.index_select(0, rows.unique) for name, one in tensors.items()}
+        ordered, whole = tensors, len(next(iter(tensors.values())))
+        if not torch.equal(rows.unique, torch.arange(whole, device=rows.unique.device)):
+            ordered = {name: one.index_select(0, rows.unique) for name, one in tensors.items()}
         forms = []
 
         def block(span: slice, some: list[Tensor]) -> list[Tensor]:
