@@ -27,6 +27,7 @@ from workbench.families.sentences import (
     tokenised,
 )
 from workbench.papers import load_recipe
+from workbench.static_encoder import StaticEncoder
 from workbench.training import seed_everything
 
 CHANGES = {
@@ -210,6 +211,18 @@ def test_the_same_seed_gives_the_same_numbers(recipe, content, outcomes, tmp_pat
 def test_whitening_needs_no_training_and_leaves_no_direction_in_charge(outcomes):
     assert "history" not in outcomes["whitened"].about
     assert outcomes["whitened"].values["uniformity"] < outcomes["untrained"].values["uniformity"]
+
+
+def test_the_word_table_is_distilled_from_the_drawn_sentences_of_the_packaged_encoder(
+    outcomes, recipe, content
+):
+    found = outcomes["word_table"]
+    assert found.about == {"parameters": 0}
+    chosen = [content.texts[row] for row in sentences.drawn(recipe, content, 0).tolist()]
+    table = StaticEncoder.distil(content.encoder, chosen, kept=len(chosen) - 2)
+    expected = sentences.scores(*(table.encode(side) for side in content.sides), content.score)
+    assert found.values == pytest.approx(expected)
+    assert found.values != outcomes["packaged"].values
 
 
 def test_whitening_the_packaged_encoder_is_a_closed_form_beside_it(outcomes):

@@ -14,7 +14,8 @@ The encoder is a small transformer, new but for its word table: principal compon
 encoder's. So the start stands where a pretrained BERT stands in the papers: it knows words and no sentences.
 A row with a random table shows what that is worth, ``whitened`` what a closed form makes of the same start.
 ``packaged`` is the whole packaged encoder, trained on a billion pairs, ``packaged_whitened`` what the closed
-form makes of that.
+form makes of that, and ``word_table`` the mean of token vectors that are distilled from it on the same
+sentences, where no network runs (:class:`workbench.static_encoder.StaticEncoder`).
 
 Measured on pairs that people scored: Spearman correlation of cosine and score; alignment, the mean squared
 distance of pairs scored above 4; uniformity, the log of the mean Gaussian potential of all sentences (both
@@ -56,6 +57,7 @@ from workbench.geometry.whitening import moments_of, whitening
 from workbench.manifests import cache_folder, verified_folder
 from workbench.objectives import in_batch_contrastive
 from workbench.papers.comparison import Loaded
+from workbench.static_encoder import StaticEncoder
 from workbench.store import EmbeddingStore
 from workbench.training import Training, fit
 
@@ -72,7 +74,7 @@ TRAINED = ("simcse", "diffcse")
 class SentenceModel(FamilyModel):
     """One way to train."""
 
-    kind: Literal["untrained", "whitened", "packaged", "packaged_whitened", "simcse", "diffcse"]
+    kind: Literal["untrained", "whitened", "packaged", "packaged_whitened", "word_table", "simcse", "diffcse"]
     dropout: float = Field(default=0.02, ge=0, lt=1, description="0: both readings of a sentence are equal")
     blind: bool = Field(default=False, description="simcse: train a detector that does not see h beside f")
     words: Literal["pretrained", "random"] = Field(default="pretrained", description="start of the table")
@@ -284,11 +286,15 @@ def measure(
 ) -> Outcome:
     """Train one row and compare its cosines with people's scores."""
     count = len(content.score)
-    if model.kind.startswith("packaged"):
+    if model.kind.startswith("packaged") or model.kind == "word_table":
         store = EmbeddingStore(content.encoder, cache_folder())
-        first, second = (store.embed(side) for side in content.sides)
+        chosen = [content.texts[row] for row in drawn(recipe, content, seed).tolist()]
+        read = store.embed
+        if model.kind == "word_table":
+            read = StaticEncoder.distil(content.encoder, chosen, kept=min(len(chosen) - 2, KEPT)).encode
+        first, second = (read(side) for side in content.sides)
         if model.kind == "packaged_whitened":
-            known = store.embed([content.texts[row] for row in drawn(recipe, content, seed).tolist()])
+            known = store.embed(chosen)
             white = whitening(moments_of(known), min(len(known) - 1, known.shape[1], KEPT))
             first, second = white(first), white(second)
         return Outcome(scores(first, second, content.score), count, {"parameters": 0})
