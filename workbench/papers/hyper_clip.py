@@ -13,8 +13,8 @@ Akinwande et al. (2024), "HyperCLIP: Adapting Vision-Language models with Hypern
 At test the class names of a task are the texts: W = y of the classes, and F is adapted once per task.
 
 Deviations, since neither sizes nor data of the paper are known to us: sizes of H; a start at the identity; a
-text that is true of several images of a batch is no negative of them; on scenes a batch asks for one kind of
-caption, as a task does, for every model alike.
+text that is true of several images of a batch is no negative of them; a batch can be like a task, for every
+model alike: of some kinds of caption, of a few classes, with several captions of an image.
 
 With several processes the texts of all of them are compared with every image; the text set that (2) reads is
 that of all processes ("gathered") or a process's own ("local").
