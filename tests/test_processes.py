@@ -49,7 +49,7 @@ def loss_of(text_set: str) -> ClipLoss:
     model = HyperCLIP(settings, clip, 6)
     nn.init.normal_(model.generator.head.weight, std=0.1)
     data, inputs = content()
-    return ClipLoss(model, data, inputs)
+    return ClipLoss(model, data, inputs, captions_at_once=2, classes_at_once=3)
 
 
 def trained(folder: Path, text_set: str = "gathered") -> tuple[list[dict], dict[str, torch.Tensor]]:

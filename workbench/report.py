@@ -16,9 +16,9 @@ from workbench.papers import FAMILIES, READS_TEXT
 from workbench.runs import Run, finished_runs
 from workbench.sections import (
     HOW,
-    HOW_CARDS,
     HOW_SEEDS,
     Section,
+    how_cards,
     is_current,
     reading_of,
     run_sections,
@@ -134,7 +134,7 @@ def _index_sections(run: Run, family: bool) -> list[Section]:
     if run.recipe["published"]:
         sections.append(Section(f"{name}: published", [], published_table(run)))
     if family:
-        sections.append(Section(f"{name}: cost and health", [HOW_CARDS], card_table(run)))
+        sections.append(Section(f"{name}: cost and health", how_cards(run), card_table(run)))
     return sections
 
 

@@ -48,9 +48,10 @@ HOW_SEEDS = (
 )
 HOW_CARDS = "One seed; seconds on this machine."
 _GEOMETRY = (
-    "Alignment is the mean squared distance of two sentences that agree under a condition (0 to 4, ideal 0), "
-    "uniformity how evenly sentences under conditions fill the sphere (about -4 if evenly, 0 if all are one "
-    "point); a space that collapses is perfectly aligned."
+    "Alignment is the mean squared distance of embeddings that belong together (0 to 4, ideal 0): sentences "
+    "that agree under a condition, queries and their tails, images and their class names or captions, texts "
+    "that say the same. Uniformity is how evenly embeddings fill the sphere (about -4 if evenly, 0 if all "
+    "are one point); a space that collapses is perfectly aligned."
 )
 _ZOO = "hyper_align"  # the paper whose runs are about pairs of encoders
 _TOLD_APART = ("pair", "image")  # groups of such a run that its own sections tell in one table or map
@@ -91,10 +92,7 @@ def run_sections(run: Run) -> list[Section]:
     shown = model_table(run).sort(main, descending=best_first(run), nulls_last=True)["model"].to_list()[:3]
     shown = list(dict.fromkeys([*shown, run.recipe["reference"]]))
     sections += _group_sections(run, shown)
-    lines = [HOW_CARDS]
-    if any("geometry" in card for card in run.cards):
-        lines.append(_GEOMETRY)
-    sections.append(Section("Cost and health of each head", lines, card_table(run)))
+    sections.append(Section("Cost and health of each head", how_cards(run), card_table(run)))
     if any(card.get("history") for card in run.cards if card["model"] in shown):
         sections.append(Section("Training", [], figure=_div(history_figure(run.cards, shown))))
     return sections
@@ -150,6 +148,11 @@ def _zoo_sections(run: Run) -> list[Section]:
         Section("Scale", [size], scale_table(run), _div(scale_figure(run.scores, ways))),
         Section("Image encoders", [], encoder_table(run)),
     ]  # fmt: skip
+
+
+def how_cards(run: Run) -> list[str]:
+    """Say how the table of cards is to be read."""
+    return [HOW_CARDS, *([_GEOMETRY] if any("geometry" in card for card in run.cards) else [])]
 
 
 def said_of(run: Run) -> list[str]:

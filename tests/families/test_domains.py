@@ -197,6 +197,15 @@ def test_a_swap_is_timed_by_its_median_after_the_warm_up_and_costs_nothing_where
     assert domains.swap_seconds(built(content, "lora"), content, model) == 2
 
 
+def test_cards_say_how_the_texts_of_the_last_domain_lie(outcomes, content):
+    for found in outcomes.values():
+        lie = found.about["geometry"]
+        assert lie["rows"] == content.test[0].numel()
+        assert lie["positives"] == len(content.test[0])  # two texts of each intent
+        assert 0 < lie["alignment"] < 4
+        assert -8 < lie["uniformity"] < 0
+
+
 def test_only_what_can_serve_a_new_domain_is_measured_there(outcomes):
     there = {name for name, found in outcomes.items() if "accuracy_new" in found.values}
     assert there == {"frozen", "shared", "generated"}

@@ -122,6 +122,17 @@ def test_slices_are_scored_as_an_independent_implementation_does(outcomes, conte
     assert outcomes["packaged"].curves["after 6 layers"][0] == [48, 96, 192, 384]
 
 
+def test_cards_say_how_sentences_lie_after_the_last_layer(outcomes, content):
+    for found in outcomes.values():
+        lie = found.about["geometry"]
+        assert lie["positives"] == int((content.asked.score > 0.8).sum())
+        assert lie["rows"] == 2 * len(content.asked.score)
+    # A turn changes no distance.
+    assert outcomes["turned"].about["geometry"] == pytest.approx(
+        outcomes["packaged"].about["geometry"], abs=1e-4
+    )
+
+
 def test_closed_forms_cost_nothing_at_full_size_and_change_slices_and_depths(outcomes):
     packaged, turned, mapped = (outcomes[name].values for name in ("packaged", "turned", "mapped"))
     for one in (turned, mapped):

@@ -317,17 +317,46 @@ def test_a_model_may_mix_other_kinds_of_caption_than_the_recipe(content, word_st
     whole = hyper_clip_comparison.ClipLoss
 
     def loss(model, data, texts, kinds, half, captions, classes):
-        seen[model.settings.name] = (kinds, half, captions)
+        seen[model.settings.name] = (kinds, half, captions, classes)
         return whole(model, data, texts, kinds, half, captions, classes)
 
     monkeypatch.setattr(hyper_clip_comparison, "ClipLoss", loss)
     plain = {"kind": "siglip", "keep_weights": False}
-    models = [{**plain, "name": "siglip"}, {**plain, "name": "mixed", "kinds_at_once": 7}]
-    more = {"kinds_at_once": 2, "captions_at_once": 3, "reference": "siglip"}
+    models = [
+        {**plain, "name": "siglip"},
+        {**plain, "name": "mixed", "kinds_at_once": 7, "classes_at_once": 0},
+        {**plain, "name": "narrow", "classes_at_once": 4},
+    ]
+    more = {"kinds_at_once": 2, "captions_at_once": 3, "classes_at_once": 15, "reference": "siglip"}
     few = {split: replace(asked, sets=asked.sets[:1]) for split, asked in content[1].items()}
     recipe = recipe_of(models=models, seeds=[0], resamples=100, **more)
     compare(recipe, (content[0], few), word_store, tmp_path, "cpu")
-    assert seen == {"siglip": (2, False, 3), "mixed": (7, False, 3)}
+    assert seen == {"siglip": (2, False, 3, 15), "mixed": (7, False, 3, 0), "narrow": (2, False, 3, 4)}
+
+
+def test_a_model_that_is_told_nothing_embeds_every_image_once_whatever_is_asked(
+    content, word_store, tmp_path, monkeypatch
+):
+    plain = {"kind": "token_control", "calibration": 16, "keep_weights": False, **SMALL}
+    recipe = recipe_of(models=[{**plain, "name": "tokens"}], reference="tokens", seeds=[0], resamples=100)
+    few = {
+        split: replace(
+            asked, sets=tuple(one for one in asked.sets if one.name in ("colour", "shape", "count"))
+        )
+        for split, asked in content[1].items()
+    }
+    counts, whole = [], hyper_clip_comparison.embed
+    monkeypatch.setattr(
+        hyper_clip_comparison,
+        "embed",
+        lambda model, pixels: (counts.append(len(pixels)), whole(model, pixels))[1],
+    )
+    found = compare(recipe, (content[0], few), word_store, tmp_path, "cpu")
+    # Valid once; test as it is, with another set's weights and with running statistics; and for the card.
+    assert counts == [100] * 5
+    metrics = found.metrics.filter(metric="top1", split="test", seed=0)
+    asked = {row["group"]: row["value"] for row in metrics.to_dicts()}
+    assert asked["side=weights of another set"] == asked["all"]
 
 
 # --- identity and shape of the data -------------------------------------------------------------------------

@@ -82,6 +82,7 @@ def ranks_of_products(inner: Float[Tensor, "N N"]) -> Ranks:
     Args:
         inner: <x_i, x_j>, in double precision.
     """
+    inner = inner.double()
     centred = inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
     values = torch.linalg.eigvalsh(centred).clamp_min(0).sqrt()
     return _of_spectrum(values, inner.diagonal().sum(), len(inner) - 1)

@@ -173,7 +173,8 @@ class Conditioned(nn.Module):
             rows: which condition each row uses, as indices or grouped by :class:`Rows`; rows of one
                 condition are computed together.
             *more: further arguments of the target. Under several conditions, tensors (in tuples and dicts
-                too) as long as ``inputs`` go with its rows; all else is passed as it is to every condition.
+                too) as long as ``inputs`` go with its rows, also one that has that length by chance; all else
+                is passed as it is to every condition.
             **named: keyword arguments of the target, likewise.
 
         Returns:
@@ -275,7 +276,8 @@ class Conditioned(nn.Module):
             tensors = self.parameters_of(self.weights(conditions))
             _, call = Tree.take(((inputs, *more), named), lambda _: False)
             found, _ = call_each(self.target, tensors, call, [], one_by_one=self.one_by_one)
-            outputs = torch.cat([one.flatten(1) for one in found if one.is_floating_point()], 1)
+            parts = [one.reshape(len(one), -1) for one in found if one.is_floating_point()]
+            outputs = torch.cat(parts, 1) if parts else None
         return health_of(self.generator, conditions, self._start, outputs)
 
     def cost(self) -> dict[str, int]:

@@ -14,7 +14,8 @@ At test the class names of a task are the texts: W = y of the classes, and F is 
 
 Deviations, since neither sizes nor data of the paper are known to us: sizes of H; a start at the identity; a
 text that is true of several images of a batch is no negative of them; a batch can be like a task, for every
-model alike: of some kinds of caption, of a few classes, with several captions of an image.
+model alike unless its settings say otherwise: of some kinds of caption, or of a few classes, with several
+captions of an image.
 
 With several processes the texts of all of them are compared with every image; the text set that (2) reads is
 that of all processes ("gathered") or a process's own ("local").
@@ -302,9 +303,9 @@ class ClipLoss(nn.Module):
             kinds_at_once: largest number of kinds of caption in a batch; each batch draws 1 to that many.
             half: compute both towers in bfloat16; weights and loss stay in single precision.
             captions_at_once: captions that a batch draws of each image; all are compared with all images.
-            classes_at_once: largest number of classes that the images of a batch are of, as in a task; each
-                batch draws 2 to that many. Images of one class say the same in their first captions; those
-                that are alone in theirs make batches of their own. None: any images go together.
+            classes_at_once: largest number of classes that the images of a batch are of, as in a task: the
+                class of its first image and some drawn ones. Images of one class say the same in their first
+                captions; those that are alone in theirs make batches of their own. None: any images.
         """
         super().__init__()
         self.model, self.half, self.captions_at_once = model, half, captions_at_once

@@ -92,6 +92,14 @@ class ClipModelSettings(Settings):
     keep_weights: bool = True
 
     @model_validator(mode="after")
+    def _one_class_is_no_task(self) -> "ClipModelSettings":
+        if self.classes_at_once == 1:
+            raise ValueError(
+                f"model {self.name}: classes_at_once is 1; give 2 or more classes, 0 for any images, or null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _only_residual_has_a_neutral_encoder(self) -> "ClipModelSettings":
         if self.neutral and (self.kind not in ("hyper", "token_control") or self.mode != "residual"):
             raise ValueError(f"model {self.name}: neutral steps need kind hyper and mode residual")
