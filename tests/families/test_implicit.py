@@ -108,7 +108,7 @@ def test_in_the_plane_a_point_has_one_number_less_and_all_else_stays(kind, tmp_p
 def test_the_recipe_of_the_plane_differs_from_that_of_space_in_dimensions_and_rows_only():
     space, plane = (load_recipe(name).model_dump() for name in ("family_implicit", "family_implicit_2d"))
     apart = {key for key in space if space[key] != plane[key]}
-    assert apart == {"name", "title", "sets", "dimensions", "models", "reading"}
+    assert apart == {"name", "title", "sets", "dimensions", "models", "bars", "reading"}
     assert all(row in space["models"] for row in plane["models"])
 
 
