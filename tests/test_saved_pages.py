@@ -288,6 +288,7 @@ def test_a_pair_of_a_zoo_leads_to_its_connector(visit):
     wait_until_ready(page, wrong)
     chosen = unpack(page.url.split("view=")[1], WeightsState)
     assert (chosen.model, chosen.recipe) == ("search", "hyper_align_scenes_tiny")  # ape's are not kept
-    titles = page.locator(".js-plotly-plot .main-svg").all_text_contents()
-    assert any(f"{chosen.shown} ({chosen.slot})" in title for title in titles)
+    # The figure is drawn by the browser, a moment after the page is ready.
+    title = page.locator(".js-plotly-plot .main-svg").filter(has_text=f"{chosen.shown} ({chosen.slot})")
+    title.first.wait_for(state="attached", timeout=WAIT)
     assert wrong == []
