@@ -10,6 +10,7 @@ from workbench import sentence_geometry as geometry
 from workbench.datasets.bundled import sentences
 from workbench.encoders import TextEncoder
 from workbench.errors import DataError
+from workbench.geometry.slices import depth_embeddings
 from workbench.model import HyperCL
 from workbench.papers.hyper_cl import ConditionedHead
 from workbench.papers.hyper_cl_settings import ModelSettings
@@ -114,13 +115,14 @@ def test_a_dead_generator_is_told_from_a_living_one_and_the_model_stays_as_it_wa
     assert torch.equal(model.head.generator.head.weight, before)
 
 
-def test_slices_are_of_the_plain_encoder_by_depth_and_of_the_conditioned_one(model, monkeypatch):
+def test_slices_are_of_the_plain_encoder_and_of_the_conditioned_one_by_depth(model, monkeypatch):
     kept = geometry.pairs()["test"].head(60)
     monkeypatch.setattr(geometry, "pairs", lambda: {"test": kept})
     table = slice_table(model)
     assert table.select("embeddings", "depth").unique(maintain_order=True).rows() == [
         ("plain", 3),
         ("plain", 6),
+        ("conditioned", 3),
         ("conditioned", 6),
     ]
     assert table["width"].unique().sort().to_list() == [48, 96, 192, 384]
@@ -131,8 +133,19 @@ def test_slices_are_of_the_plain_encoder_by_depth_and_of_the_conditioned_one(mod
         for side in ("sentence1", "sentence2")
     ]
     expected = spearmanr((sides[0] * sides[1]).sum(1), asked["label"]).statistic
-    found = table.filter(embeddings="conditioned", width=384)["spearman"].item()
+    found = table.filter(embeddings="conditioned", depth=6, width=384)["spearman"].item()
     assert found == pytest.approx(expected, abs=1e-3)  # cosines of single precision tie or not
+    # After three layers: the same weights on the vectors that the encoder has there.
+    sides = [
+        model.encode_conditioned(
+            model.prepared_vectors(depth_embeddings(model.encoder, asked[side].to_list(), (3,))[0]),
+            asked["condition"].to_list(),
+        )
+        for side in ("sentence1", "sentence2")
+    ]
+    expected = spearmanr((sides[0] * sides[1]).sum(1), asked["label"]).statistic
+    found = table.filter(embeddings="conditioned", depth=3, width=384)["spearman"].item()
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_deletion_is_the_mean_fall_over_pairs_that_agree(model, monkeypatch):

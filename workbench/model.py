@@ -239,6 +239,13 @@ class HyperCL:
         other.store = self.store.apart()
         return other
 
+    def reading(self, encoder: TextEncoder) -> "HyperCL":
+        """Return the same head over another encoder of the same width; nothing it reads is kept on disk."""
+        other = copy.copy(self)
+        other.encoder = encoder
+        other.store = EmbeddingStore(encoder, None, tokens=self.store.tokens)
+        return other
+
     def prepare(self, texts: list[str], told: Callable[[int], None] = lambda _: None) -> Prepared:
         """Encode texts that are asked about under many conditions, and keep what the head reads of them.
 
@@ -314,7 +321,7 @@ class HyperCL:
         return self._encode(texts, [condition], [0] * len(texts), strength)
 
     def encode_conditioned(
-        self, texts: list[str], conditions: list[Condition], strength: float = 1.0
+        self, texts: list[str] | Prepared, conditions: list[Condition], strength: float = 1.0
     ) -> Float[Tensor, "N D"]:
         """Embed each text under its own condition; every distinct condition's weights are generated once.
 

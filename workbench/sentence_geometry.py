@@ -27,7 +27,7 @@ from workbench.encoders import TextEncoder
 from workbench.errors import DataError
 from workbench.evaluation.similarity import Measured, spearman
 from workbench.geometry.relative import Space
-from workbench.geometry.slices import depth_embeddings, depth_of, slice_scores
+from workbench.geometry.slices import depth_embeddings, depth_of, shallow, slice_scores
 from workbench.geometry.text_attribution import WordAttribution
 from workbench.geometry.uniformity import alignment, uniformity
 from workbench.geometry.whitening import mean_cosine, moments_of, whitening
@@ -201,10 +201,12 @@ def rank_table(model: HyperCL) -> pl.DataFrame:
 
 
 def slice_table(model: HyperCL) -> pl.DataFrame:
-    """Score the first entries of embeddings, plain after half the layers and after all, and conditioned.
+    """Score the first entries of embeddings, plain and conditioned, after half the layers and after all.
 
     Plain slices are held against the agreement over attributes, conditioned ones against the labels of the
-    bundled test pairs whose conditions were trained on, in these words or others.
+    bundled test pairs whose conditions were trained on, in these words or others. After half the layers the
+    head reads an encoder that ends there; it was trained on the whole one. The conditions are read by the
+    whole one throughout.
 
     Args:
         model: a trained one.
@@ -218,14 +220,15 @@ def slice_table(model: HyperCL) -> pl.DataFrame:
     states = depth_embeddings(encoder, held_out()["sentence"].to_list(), depths)
     plain = {depth: (rows[first], rows[second]) for depth, rows in zip(depths, states, strict=True)}
     asked = pairs()["test"].filter(pl.col("condition_kind") != "unseen")
-    sides = tuple(
-        model.encode_conditioned(asked[side].to_list(), asked["condition"].to_list())
-        for side in ("sentence1", "sentence2")
-    )
+    conditions, sides = asked["condition"].to_list(), {}
+    for depth in depths:
+        reader = model.reading(shallow(encoder, depth))
+        texts = (reader.prepare(asked[side].to_list()) for side in ("sentence1", "sentence2"))
+        sides[depth] = tuple(model.encode_conditioned(side, conditions) for side in texts)
     widths = [width // 8, width // 4, width // 2, width]
     tables = {
         "plain": slice_scores(plain, agreement, widths),
-        "conditioned": slice_scores({layers: sides}, asked["label"].to_numpy().astype(float), widths),
+        "conditioned": slice_scores(sides, asked["label"].to_numpy().astype(float), widths),
     }
     return pl.concat(
         table.select(pl.lit(name).alias("embeddings"), pl.all()) for name, table in tables.items()

@@ -34,6 +34,7 @@ from workbench.store import EmbeddingStore
 from workbench.zoo_encoders import Compute, open_pretrained
 
 CLASSICAL_SIDE = 48  # pixels that classical encoders look at
+LARGEST = 512  # pixels, the side above which no prepared encoder is given pictures
 
 
 class Control(Settings):
@@ -139,7 +140,7 @@ def open_zoo(
     pairs: CaptionPairs,
     store: EmbeddingStore | None = None,
     device: str = "cpu",
-    largest: int = 512,
+    largest: int = LARGEST,
 ) -> Zoo:
     """Extract, or find again, the features of every encoder.
 
@@ -157,8 +158,7 @@ def open_zoo(
     for control in settings.controls:
         control.check(settings.images, settings.texts)
     kept = FeatureStore(cache_folder())
-    train = pairs.splits["train"]
-    learned = sorted({pairs.texts[row] for row in pairs.choices[train].flatten().tolist()})
+    learned = _learned(pairs)
     texts = {name: _text_reader(name, learned, store, device) for name in settings.texts}
     captions = {name: _read_texts(kept, name, texts[name], pairs.texts) for name in settings.texts}
     images, asked_images = {}, [{} for _ in pairs.asked]
@@ -183,6 +183,32 @@ def open_zoo(
     check_same_rows(list(images.values()))
     controls = frozenset(control.name for control in settings.controls)
     return Zoo(images, captions, pairs.choices, pairs.splits, asked, controls)
+
+
+def read_pair(
+    pairs: CaptionPairs, text: str, image: str, device: str = "cpu", largest: int = LARGEST
+) -> tuple[Features, Features]:
+    """Extract, or find again, the features of one text encoder and one image encoder.
+
+    Args:
+        pairs: captioned images.
+        text: name of the text encoder; it reads every caption.
+        image: name of the image encoder.
+        device: where pretrained encoders compute.
+        largest: side in pixels above which a prepared encoder is not given pictures.
+
+    Raises:
+        DataError: an unknown encoder, or features that cannot be used.
+        ManifestError: weights that are not on this machine, or an encoder that fails its accuracy check.
+    """
+    kept = FeatureStore(cache_folder())
+    words = _read_texts(kept, text, _text_reader(text, _learned(pairs), None, device), pairs.texts)
+    return words, _read_images(kept, image, _image_reader(image, pairs, device, largest), pairs.pictures)
+
+
+def _learned(pairs: CaptionPairs) -> list[str]:
+    """Return the captions that classical text encoders are fitted on: those of training images, each once."""
+    return sorted({pairs.texts[row] for row in pairs.choices[pairs.splits["train"]].flatten().tolist()})
 
 
 @dataclass(frozen=True)

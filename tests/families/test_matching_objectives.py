@@ -11,14 +11,13 @@ from sklearn.metrics.pairwise import cosine_similarity
 from torch.nn import functional
 
 from tests.families.histories import mean_loss
+from workbench.datasets.digits import load_digits
 from workbench.errors import RecipeError
 from workbench.families import objectives
 from workbench.families.objectives import (
     STRENGTH,
-    TRAIN,
     ObjectiveModel,
     Towers,
-    Views,
     closed_form,
     load_data,
     loss_of,
@@ -26,6 +25,7 @@ from workbench.families.objectives import (
     recall,
     triplets,
 )
+from workbench.families.views import DIGITS, Views
 from workbench.papers import load_recipe
 from workbench.training import seed_everything
 
@@ -55,18 +55,19 @@ def units(count: int, seed: int) -> torch.Tensor:
 def test_the_two_views_are_even_and_odd_columns_and_no_digit_is_in_two_splits(recipe, views):
     content = [load_data(load_recipe("family_objectives", {"split": split})) for split in ("valid", "test")]
     assert [one.counts for one in content] == [
-        {"train": {"digits": TRAIN}, "valid": {"digits": 273}},
-        {"train": {"digits": TRAIN}, "test": {"digits": 500}},
+        {"train": {"digits": DIGITS}, "valid": {"digits": 273}},
+        {"train": {"digits": DIGITS}, "test": {"digits": 500}},
     ]
     parts = [views.train, content[0].content.asked, views.asked]
-    whole = torch.cat([torch.stack(part, -1).flatten(1) for part in parts])  # columns 0, 1, 2, ... again
-    digits = objectives.load_digits().inputs
+    # Columns 0, 1, 2, ... again.
+    whole = torch.cat([torch.stack((even[:, 0], odd), -1).flatten(1) for even, odd in parts])
+    digits = load_digits().inputs
     assert torch.equal(whole, torch.cat([digits["train"], digits["test"]]))
 
 
 @pytest.mark.parametrize("kind", LOSSES)
-def test_every_loss_follows_its_equation(kind):
-    net, x, y = Towers(32, -3.0), units(5, 0), units(5, 1)
+def test_every_loss_follows_its_equation(kind, views):
+    net, x, y = Towers(views, 16, -3.0), units(5, 0), units(5, 1)
     with torch.no_grad():
         net.log_scale.fill_(math.log(4.0))
     cosine = (x.double() @ y.double().T).numpy()
@@ -103,9 +104,12 @@ def test_negatives_are_the_next_rows_around_the_end_never_the_own_and_never_twic
 def test_recall_by_hand_counts_both_ways_and_lengths_play_no_part():
     # Cosines of rows and columns: x_0 is nearest to y_0, x_1 to y_0; y_0 is nearest to x_0, y_1 to x_1.
     x, y = torch.tensor([[9.0, 0.0], [1.0, 1.0]]), torch.tensor([[2.0, 0.5], [0.0, 1.0]])
-    assert recall(x, y) == pytest.approx((1 / 2 + 2 / 2) / 2)
-    assert recall(3 * x, y / 7) == recall(y, x) == recall(x, y)
-    assert recall(torch.ones(4, 3), torch.ones(4, 3)) == 0  # a tie counts as wrong
+    assert recall(x[:, None], y) == pytest.approx((1 / 2 + 2 / 2) / 2)
+    assert recall(3 * x[:, None], y / 7) == recall(y[:, None], x) == recall(x[:, None], y)
+    assert recall(torch.ones(4, 1, 3), torch.ones(4, 3)) == 0  # a tie counts as wrong
+    # Each of the first thing's captions is asked for its picture; to a picture one of its captions is enough.
+    both = torch.stack([x, torch.tensor([[0.1, 1.0], [0.0, 1.0]])], 1)
+    assert recall(both, y) == pytest.approx(((1 / 2 + 1 / 2) / 2 + 2 / 2) / 2)
 
 
 def share_right(x: np.ndarray, y: np.ndarray) -> float:
@@ -114,13 +118,13 @@ def share_right(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def test_least_squares_is_scikit_learns_ridge_regression(views):
-    even, odd = (side.double().numpy() for side in views.train)
+    even, odd = (side.double().numpy() for side in views.pairs())
     centre = odd.mean(0)
     load = STRENGTH * even.var(0).mean() * len(even)
-    found = Ridge(load).fit(even, odd - centre).predict(views.asked[0].double().numpy())
+    found = Ridge(load).fit(even, odd - centre).predict(views.asked[0][:, 0].double().numpy())
     along = centre / np.linalg.norm(centre)
     found -= np.outer(found @ along, along)  # what a text has along the mean image is left out
-    assert closed_form("least_squares", views) == pytest.approx(
+    assert closed_form("least_squares", views, 16) == pytest.approx(
         share_right(found, views.asked[1].numpy()), abs=0.01
     )
 
@@ -134,7 +138,7 @@ def test_without_load_canonical_correlation_finds_as_many_pairs_as_scikit_learns
         content @ torch.randn(6, 12, generator=draw) + 0.6 * torch.randn(700, 12, generator=draw)
         for _ in range(2)
     ]
-    views = Views(tuple(side[:500] for side in sides), tuple(side[500:] for side in sides))
+    views = Views(*((sides[0][part, None], sides[1][part]) for part in (slice(500), slice(500, None))))
     known = CCA(12, max_iter=5000).fit(*(side[:500].numpy() for side in sides))
     seen = known.transform(*(side[:500].numpy() for side in sides))
     correlation = [np.corrcoef(x, y)[0, 1] for x, y in zip(seen[0].T, seen[1].T, strict=True)]
@@ -145,7 +149,7 @@ def test_without_load_canonical_correlation_finds_as_many_pairs_as_scikit_learns
     expected = share_right(x * correlation, y)
     assert expected > 0.3
     # Scikit-learn's iterates; two of 400 answers may differ.
-    assert closed_form("canonical", views) == pytest.approx(expected, abs=0.005)
+    assert closed_form("canonical", views, 16) == pytest.approx(expected, abs=0.005)
 
 
 def test_chance_is_one_in_as_many_as_there_are_and_untrained_towers_are_not_far_from_it(
@@ -177,7 +181,7 @@ def test_both_lengths_start_alike_and_see_batches_of_their_size(recipe, views, t
     seen = []
 
     def fit(net, loss, count, training, folder, *, seed):
-        seen.append((net.even.weight.detach().clone(), net.bias.item(), training.epochs, training.batch_size,
+        seen.append((net.first.weight.detach().clone(), net.bias.item(), training.epochs, training.batch_size,
                      training.learning_rate))  # fmt: skip
         return []
 
@@ -193,9 +197,9 @@ def test_both_lengths_start_alike_and_see_batches_of_their_size(recipe, views, t
 def test_the_gradient_reaches_both_towers(views):
     for kind in LOSSES:
         seed_everything(0)
-        net = Towers(32, -3.0)
-        loss_of(kind, net, *net(*(side[:8] for side in views.train))).backward()
-        assert all(tower.weight.grad.abs().sum() > 0 for tower in (net.even, net.odd))
+        net = Towers(views, 16, -3.0)
+        loss_of(kind, net, *net(*views.drawn(torch.arange(8)))).backward()
+        assert all(tower.weight.grad.abs().sum() > 0 for tower in (net.first, net.second))
 
 
 @pytest.mark.parametrize(

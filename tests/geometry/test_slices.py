@@ -10,7 +10,7 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, Mu
 from torch.nn.functional import cosine_similarity
 
 from workbench.errors import DataError
-from workbench.geometry.slices import depth_embeddings, nested, slice_scores
+from workbench.geometry.slices import depth_embeddings, nested, shallow, slice_scores
 from workbench.objectives import in_batch_contrastive, paired_contrastive
 
 # Deadlines would measure the machine, not the code; the database would write into the checkout.
@@ -33,6 +33,30 @@ def test_the_deepest_slice_at_full_width_is_the_encoder_itself(encoder):
 def test_depths_the_encoder_does_not_have_are_refused(encoder):
     with pytest.raises(DataError, match=r"0\.\.6"):
         depth_embeddings(encoder, TEXTS, (3, 7))
+
+
+def test_an_encoder_cut_after_a_layer_reads_what_the_whole_one_has_there_and_leaves_it_as_it_was(encoder):
+    whole, known = encoder.encode(TEXTS), encoder.fingerprint
+    depths = (0, 3, 6)
+    for depth, expected in zip(depths, depth_embeddings(encoder, TEXTS, depths), strict=True):
+        cut = shallow(encoder, depth)
+        torch.testing.assert_close(cut.encode(TEXTS), expected, atol=1e-5, rtol=0)
+        sentences, tokens = cut.encode_with_tokens(TEXTS)
+        torch.testing.assert_close(sentences, expected, atol=1e-5, rtol=0)
+        assert [len(one) for one in tokens] == encoder.count_tokens(TEXTS)
+        # The store keeps vectors by this: those of a lower layer must never be taken for the last one's.
+        assert (cut.fingerprint == known) == (depth == 6)
+    assert torch.equal(encoder.encode(TEXTS), whole)
+    assert encoder.model[0].auto_model.config.num_hidden_layers == 6
+
+
+def test_a_cut_that_cannot_be_made_is_refused(encoder):
+    with pytest.raises(DataError, match=r"0\.\.6 for .*, got 7"):
+        shallow(encoder, 7)
+    odd = shallow(encoder, 6)
+    odd.model[0].auto_model.encoder.layer = torch.nn.Sequential(*odd.model[0].auto_model.encoder.layer)
+    with pytest.raises(DataError, match="keeps its 6 layers in no list"):
+        shallow(odd, 3)
 
 
 def test_scores_are_scipys_of_the_cut_embeddings_and_shares_are_of_the_deepest_whole():

@@ -5,13 +5,14 @@ An encoder, or a conditioned head over it, nests well if a slice scores nearly w
 Shape letters: N rows, D embedding width, K depths.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.encoders import TextEncoder
@@ -66,6 +67,36 @@ def depth_embeddings(
             rows.append(functional.normalize(features["sentence_embedding"].float().cpu(), dim=-1))
         found.append(torch.stack(rows))
     return torch.cat(found, 1)
+
+
+def shallow(encoder: TextEncoder, depth: int) -> TextEncoder:
+    """Return a copy of an encoder that ends after a layer, so that whatever reads encoders can read it.
+
+    A norm that the architecture has after its last layer stays.
+
+    Args:
+        encoder: any; stays as it is.
+        depth: layers kept, from the first; 0 keeps the input alone.
+
+    Raises:
+        DataError: a depth the encoder does not have, or layers that are no list in the transformer.
+
+    Source: Li et al. (2024), 2D Matryoshka sentence embeddings, arXiv 2402.14776, section 3.
+    """
+    layers = depth_of(encoder)
+    if not 0 <= depth <= layers:
+        raise DataError(f"depth must lie in 0..{layers} for {encoder.name}, got {depth}")
+    other = copy.copy(encoder)
+    other.__dict__.pop("fingerprint", None)  # kept once asked for, and of all layers
+    other.model = copy.deepcopy(encoder.model)
+    transformer = other.model[0].auto_model
+    for parent in list(transformer.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == layers:
+                setattr(parent, name, child[:depth])
+                transformer.config.num_hidden_layers = depth
+                return other
+    raise DataError(f"encoder {encoder.name} keeps its {layers} layers in no list, so it cannot be cut")
 
 
 def slice_scores(
