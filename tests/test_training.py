@@ -20,7 +20,7 @@ from torch import nn
 
 from workbench import files
 from workbench.errors import RunError
-from workbench.training import Training, epoch_order, fit, rate_factor, seed_everything
+from workbench.training import Training, epoch_order, fit, fit_drawn, rate_factor, seed_everything
 
 ITEMS, STEPS = 23, 20  # 5 batches an epoch, the last one of 3 items, and 4 epochs
 SETTINGS = {"epochs": 4, "batch_size": 5, "learning_rate": 0.05, "weight_decay": 0.01, "clip": 1.0}
@@ -492,6 +492,28 @@ def test_a_single_epoch_is_told_in_tenths(tmp_path):
     # 25 steps in parts of 3, the ninth of one step: the means of 0 1 2, of 3 4 5, ..., of 24.
     assert [one["loss"] for one in history] == [1, 4, 7, 10, 13, 16, 19, 22, 24]
     assert [one["epoch"] for one in history] == [0.12, 0.24, 0.36, 0.48, 0.6, 0.72, 0.84, 0.96, 1]
+
+
+def test_every_step_draws_anew_from_its_first_item_and_so_the_same_when_it_is_made_again(tmp_path):
+    settings = Training(epochs=1, batch_size=3, learning_rate=0.01)
+
+    def train(folder: str, seed: int) -> list[tuple[int, float]]:
+        module, seen = nn.Linear(1, 1), []
+
+        def loss(count: int, draw: torch.Generator) -> torch.Tensor:
+            seen.append((count, float(torch.rand(1, generator=draw))))
+            return module.weight.sum()
+
+        fit_drawn(module, loss, 5, settings, tmp_path / folder, seed=seed)
+        return seen
+
+    drawn = train("one", 0)
+    assert [count for count, _ in drawn] == [3] * 5
+    assert len({value for _, value in drawn}) == 5
+    assert drawn == train("two", 0) != train("three", 1)
+    first = [int(epoch_order(15, 0, 0)[3 * step]) for step in range(5)]
+    seeds = [torch.Generator().manual_seed(item * 1009) for item in first]
+    assert [value for _, value in drawn] == [float(torch.rand(1, generator=seed)) for seed in seeds]
 
 
 def test_frozen_parameters_stay_and_dropout_is_on_in_training_only(tmp_path):

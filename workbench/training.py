@@ -33,6 +33,8 @@ from workbench.processes import average, average_gradients, leads
 
 _log = logging.getLogger(__name__)
 
+DrawnLoss = Callable[[int, torch.Generator], Tensor]
+"""From how many items to draw, and from where, to a scalar."""
 PARTS = 10  # entries in the history of a single epoch; several epochs have one each
 
 
@@ -155,6 +157,39 @@ def fit(
                     pause = max(checkpoint_seconds, 20 * (saved - began))  # at most 5 % of the time
     module.eval()
     return history
+
+
+def fit_drawn(
+    module: nn.Module,
+    loss: DrawnLoss,
+    steps: int,
+    settings: Training,
+    folder: Path,
+    *,
+    seed: int,
+    rates: Mapping[str, float] | None = None,
+) -> list[dict[str, int | float]]:
+    """Train on what is drawn anew for every step: tasks, episodes, points.
+
+    The number of a step's first item seeds what is drawn, so a resumed training sees the same.
+
+    Args:
+        module: see :func:`fit`.
+        loss: from what it draws to a scalar.
+        steps: of an epoch; each draws ``settings.batch_size`` items.
+        settings: see :func:`fit`.
+        folder: private to this training; holds its checkpoint.
+        seed: of the order and of what is drawn.
+        rates: see :func:`fit`.
+
+    Returns:
+        What :func:`fit` returns.
+    """
+
+    def of_items(items: Tensor) -> Tensor:
+        return loss(len(items), torch.Generator().manual_seed(int(items[0]) * 1009 + seed))
+
+    return fit(module, of_items, steps * settings.batch_size, settings, folder, seed=seed, rates=rates)
 
 
 def _optimiser(module: nn.Module, settings: Training, rates: Mapping[str, float]) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ import torch
 
 from workbench.datasets.digits import (
     Digits,
+    every_digit,
     load_digits,
     permuted,
     relabelled,
@@ -27,6 +28,18 @@ def test_every_digit_of_the_set_is_in_one_split(digits):
     theirs = torch.from_numpy(datasets.load_digits().data).float() / 8 - 1
     assert torch.equal(ours.unique(dim=0), theirs.unique(dim=0))
     assert (ours.min(), ours.max()) == (-1, 1)
+
+
+def test_every_digit_comes_once_in_the_order_drawn_and_in_grey_levels():
+    from sklearn import datasets
+
+    draw = torch.Generator().manual_seed(3)
+    pixels, labels = every_digit(draw)
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(3))
+    theirs = datasets.load_digits()
+    assert torch.equal(pixels, torch.from_numpy(theirs.data).float()[order])
+    assert torch.equal(labels, torch.from_numpy(theirs.target)[order])
+    assert (pixels.min(), pixels.max()) == (0, 16)
 
 
 def test_the_split_and_its_hash_are_the_same_every_time(digits):

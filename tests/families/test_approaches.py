@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import mse_loss
 
 from workbench.errors import RecipeError
-from workbench.families.approaches import SEEN, UNSEEN, Approach, answers, load_data, measure, points
+from workbench.families.approaches import SEEN, UNSEEN, Approach, load_data, measure
+from workbench.families.waves import answers, descriptors, points
 from workbench.papers import load_recipe
 from workbench.training import fit, seed_everything
 
@@ -38,7 +39,7 @@ def built(recipe, name):
 
 
 def tasks(count):
-    return 2 * torch.rand(count, 4, generator=torch.Generator().manual_seed(0)) - 1
+    return descriptors(count, torch.Generator().manual_seed(0))
 
 
 def test_a_task_by_hand():

@@ -9,7 +9,9 @@ from scipy.stats import spearmanr
 from tests.families.histories import mean_loss
 from workbench.errors import RecipeError
 from workbench.families import architecture_search as search
-from workbench.families.architecture_search import EveryArchitecture, Scored, SearchModel
+from workbench.families import architectures as space
+from workbench.families.architecture_search import Scored, SearchModel
+from workbench.families.architectures import EveryArchitecture, architectures
 from workbench.papers import load_recipe
 
 TINY = {
@@ -27,9 +29,9 @@ def recipe(**changes):
 
 def code_of(*layers):
     """Lay out layers of (width, activation, skip); activations are 0 ReLU, 1 tanh, 2 none."""
-    bits = torch.zeros(1, search.LAYERS, search.PER_LAYER)
+    bits = torch.zeros(1, space.LAYERS, space.PER_LAYER)
     for number, (width, activation, skip) in enumerate(layers):
-        bits[0, number, search.WIDTHS.index(width)] = 1
+        bits[0, number, space.WIDTHS.index(width)] = 1
         bits[0, number, 4 + activation] = 1
         bits[0, number, 7] = skip
     return bits.flatten(1)
@@ -46,7 +48,7 @@ def test_the_bits_of_an_architecture_say_which_units_activation_and_skip_act():
     torch.manual_seed(0)
     net, images = EveryArchitecture(), torch.randn(3, 64)
     code = code_of((8, 1, 0), (2, 2, 1), (32, 0, 0), (4, 1, 1))
-    found = net(search.beside(images, code))[0]
+    found = net(space.beside(images, code))[0]
     one, two, three, four = net.layers
     hidden = torch.tanh(one(images)) * (torch.arange(32) < 8)
     hidden = two(hidden) * (torch.arange(32) < 2) + hidden
@@ -56,7 +58,7 @@ def test_the_bits_of_an_architecture_say_which_units_activation_and_skip_act():
 
 
 def test_every_drawn_architecture_has_one_width_and_one_activation_and_no_first_skip():
-    codes = search.architectures(50, torch.Generator().manual_seed(1)).unflatten(1, (4, 8))
+    codes = architectures(50, torch.Generator().manual_seed(1)).unflatten(1, (4, 8))
     assert (codes[..., :4].sum(-1) == 1).all()
     assert (codes[..., 4:7].sum(-1) == 1).all()
     assert (codes[:, 0, 7] == 0).all()
@@ -66,10 +68,10 @@ def test_every_drawn_architecture_has_one_width_and_one_activation_and_no_first_
 def test_weights_are_counted_as_a_narrow_network_without_skips_has_them():
     code = code_of((8, 0, 0), (2, 0, 0), (4, 0, 0), (32, 0, 0))
     # 64 x 8 + 8, 8 x 2 + 2, 2 x 4 + 4, 4 x 32 + 32, 32 x 10 + 10
-    assert search.weights_of(code).tolist() == [520 + 18 + 12 + 160 + 330]
+    assert space.weights_of(code).tolist() == [520 + 18 + 12 + 160 + 330]
     # a skip around the second layer keeps 8 units alive: its successor reads 8 in place of 2
     skip = code_of((8, 0, 0), (2, 0, 1), (4, 0, 0), (32, 0, 0))
-    assert search.weights_of(skip).tolist() == [520 + 18 + 36 + 160 + 330]
+    assert space.weights_of(skip).tolist() == [520 + 18 + 36 + 160 + 330]
 
 
 def test_regret_is_what_the_first_five_lose_to_the_best_five():
@@ -100,7 +102,7 @@ def test_the_generator_never_sees_a_candidate(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Scored, "forward", spy)
     # candidates are what the first steps would draw
-    drawn = search.architectures(4, torch.Generator().manual_seed(0))
+    drawn = architectures(4, torch.Generator().manual_seed(0))
     digits = digits._replace(candidates=torch.cat([drawn, digits.candidates[:2]]))
     search.train(settings, digits, SearchModel(name="one", kind="generated"), 0, tmp_path)
     known = {tuple(code) for code in digits.candidates.tolist()}
@@ -125,14 +127,14 @@ def test_the_loss_falls_and_the_same_seed_gives_the_same_numbers(kind, tmp_path)
 
 
 def test_candidates_trained_alone_share_nothing():
-    net, codes = Scored("retrain", 3), search.architectures(3, torch.Generator().manual_seed(0))
+    net, codes = Scored("retrain", 3), architectures(3, torch.Generator().manual_seed(0))
     net(torch.randn(2, 64), codes)[1].sum().backward()
     rows = net.network.generator.head.weight.grad.abs().sum(1)
     assert (rows > 0).tolist() == [False, True, False]
 
 
 def test_the_gradient_reaches_the_generator_and_another_architecture_gives_other_weights():
-    net, codes = Scored("generated", 3), search.architectures(3, torch.Generator().manual_seed(0))
+    net, codes = Scored("generated", 3), architectures(3, torch.Generator().manual_seed(0))
     net(torch.randn(2, 64), codes).sum().backward()
     assert net.network.generator.head.weight.grad.abs().sum() > 0
     assert (net.network.weights(codes).distances("head.weight").fill_diagonal_(1) > 0).all()

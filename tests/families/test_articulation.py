@@ -59,13 +59,13 @@ def test_a_halfway_state_is_the_mean_of_its_neighbours_codes():
 def test_a_table_averages_weights_where_the_generator_averages_codes():
     torch.manual_seed(0)
     own, points = Arm(recipe(), one("table")), torch.randn(1, 5, 2)
-    rows = own.field.generator.head.weight
+    rows = own.field.codes
     assert torch.equal(rows[0], rows[2])  # all start alike
     with torch.no_grad():
         rows[1].normal_()
-    mean = own.field.spec.compose(((rows[0] + rows[1]) / 2)[None])
+    mean = own.field.shape.spec.compose(((rows[0] + rows[1]) / 2)[None])
     found = own(points, torch.tensor([[0.5, 0.5, 0.0]]))
-    assert torch.allclose(found, own.field(points, mean)[..., 0], atol=1e-6)
+    assert torch.allclose(found, own.field.shape(points, mean)[..., 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["generated", "concat", "table"])

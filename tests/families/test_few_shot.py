@@ -9,7 +9,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from tests.families.histories import mean_loss
 from workbench.errors import RecipeError
 from workbench.families import few_shot
-from workbench.families.few_shot import CLASSES, QUESTIONS, FewShotModel, FewShotNet, episodes
+from workbench.families.few_shot import FewShotModel, FewShotNet
+from workbench.families.glyphs import CLASSES, HELD_OUT, QUESTIONS, draw_glyphs, episodes
 from workbench.papers import load_recipe
 
 TINY = {
@@ -96,7 +97,7 @@ def test_swapping_two_examples_of_a_class_changes_nothing(kind):
 
 def test_ink_is_full_on_a_stroke_and_gone_far_from_it():
     stroke = torch.tensor([[[-0.8, 0.0], [0.8, 0.0]]]).expand(1, 3, 2, 2)
-    image = few_shot.draw_glyphs(stroke)[0]
+    image = draw_glyphs(stroke)[0]
     assert image.shape == (14, 14)
     # the two middle rows lie 1 / 13 from the stroke: 1.5 - (1 / 13) / 0.1
     assert torch.allclose(image[6:8, 3:11], torch.tensor(0.7308), atol=1e-4)
@@ -107,7 +108,7 @@ def test_ink_is_full_on_a_stroke_and_gone_far_from_it():
 def test_held_out_glyphs_are_never_shown_in_training(tmp_path):
     strokes = few_shot.load_data(recipe()).content
     changed = strokes.clone()
-    changed[-few_shot.HELD_OUT :] = 0
+    changed[-HELD_OUT:] = 0
     draw = [torch.Generator().manual_seed(1) for _ in range(4)]
     for held_out, same in ((False, True), (True, False)):
         one_set = episodes(strokes, 3, 1, draw.pop(), held_out=held_out)

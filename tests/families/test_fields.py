@@ -1,4 +1,4 @@
-"""What the families of shapes share: two ways in for a code, codes found by descent, overlap."""
+"""What the families of shapes share: three ways in for a code, codes found by descent, overlap."""
 
 import pytest
 import torch
@@ -7,13 +7,17 @@ from torch import nn
 from workbench.families.fields import (
     ConcatField,
     GeneratedField,
+    TableField,
     drawn_curves,
+    fit_alone,
     fit_codes,
     grid,
     network,
+    origin_codes,
     overlap,
     to_segment,
 )
+from workbench.training import Training
 
 
 def test_overlap_is_shared_over_joined_area_and_one_for_two_empty_shapes():
@@ -95,6 +99,43 @@ def test_codes_are_fitted_side_by_side_as_if_each_were_alone():
     both = fit_codes(field, torch.zeros(2, 3), points, inside, **settings)
     alone = fit_codes(field, torch.zeros(1, 3), points[1:], inside[1:], **settings)
     assert torch.allclose(both[1:], alone, atol=1e-4)
+
+
+def test_a_code_of_a_table_is_all_weights_of_its_shapes_network():
+    torch.manual_seed(0)
+    field, points = TableField((2, 5, 1), 3), torch.randn(3, 7, 2)
+    found = field(points, field.codes)
+    for number in range(3):
+        plain = field.shape.freeze(torch.tensor(number))
+        torch.testing.assert_close(found[number], plain(points[number])[:, 0])
+    assert field.per_query == field.codes.shape[1] == 2 * 5 + 5 + 5 + 1
+
+
+def test_networks_trained_alone_learn_their_shapes_and_nothing_of_each_other(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    points = 2 * torch.rand(2, 60, 2, generator=draw) - 1
+    inside = points.norm(dim=-1) < torch.tensor([[0.5], [0.9]])
+    training = Training(epochs=1, batch_size=16, learning_rate=0.02)
+    found = []
+    for number, known in enumerate((inside, torch.stack([inside[0], ~inside[1]]))):
+        torch.manual_seed(0)
+        field, history = fit_alone((2, 8, 1), points, known, training, 60, tmp_path / str(number), seed=0)
+        assert history[-1]["loss"] < history[0]["loss"] / 1.5
+        found.append(field.codes.detach())
+    # The other truth of the second shape changes nothing of the first.
+    assert torch.equal(found[0][0], found[1][0])
+    assert not torch.allclose(found[0][1], found[1][1], atol=1e-2)
+
+
+def test_codes_at_the_origin_are_of_their_own_shape_and_taken_where_gradients_are_off():
+    torch.manual_seed(0)
+    field, points = ConcatField((2, 8, 1), 3, nn.ELU), torch.randn(2, 60, 2)
+    inside = points.norm(dim=-1) < torch.tensor([[0.8], [1.6]])
+    with torch.no_grad():
+        both = origin_codes(field, 3, points, inside)
+    assert both.shape == (2, 3)
+    assert not both.requires_grad
+    torch.testing.assert_close(origin_codes(field, 3, points[1:], inside[1:]), both[1:])
 
 
 def test_a_network_has_an_activation_between_layers_and_none_at_the_end():

@@ -11,7 +11,8 @@ from torch.nn import functional
 from tests.families.histories import mean_loss
 from workbench.errors import RecipeError
 from workbench.families import hyperlstm
-from workbench.families.hyperlstm import HyperLstm, Lstm, LstmModel, Normalise
+from workbench.families.hyperlstm import HyperLstm, LstmModel
+from workbench.families.recurrent import Lstm, Normalise
 from workbench.papers import load_recipe
 
 TINY = {
@@ -52,7 +53,7 @@ def randomised(net):
 
 def test_the_main_lstm_agrees_with_torchs():
     torch.manual_seed(0)
-    net, text = randomised(Lstm(5, one("lstm"))), torch.randint(5, (3, 7))
+    net, text = randomised(Lstm(5, 8, norm=False)), torch.randint(5, (3, 7))
     theirs = nn.LSTM(5, 8, batch_first=True)
     order = torch.cat([torch.arange(8) + 8 * gate for gate in (0, 2, 1, 3)])  # torch: i, f, j, o
     with torch.no_grad():
@@ -95,7 +96,7 @@ def test_one_step_of_the_hyper_lstm_by_hand(norm):
 def test_the_hyper_lstm_starts_as_the_plain_one():
     torch.manual_seed(0)
     hyper = HyperLstm(5, one("hyper"))
-    plain = Lstm(5, one("lstm"))
+    plain = Lstm(5, 8, norm=False)
     plain.load_state_dict(hyper.state_dict(), strict=False)
     text = torch.randint(5, (3, 9))
     assert torch.allclose(hyper(text), plain(text), atol=1e-5)
@@ -149,7 +150,7 @@ def test_after_training_the_moment_moves_the_weights(tmp_path):
     assert about["health"]["moved"] > 1e-2  # an untrained one has 0 for both, see below
     assert about["health"]["relative_spread"] > 1e-2
     assert about["cost"]["generated_parameters"] == 3 * 4 * 8
-    plain = sum(part.numel() for part in Lstm(103, one("lstm", norm=True)).parameters())
+    plain = sum(part.numel() for part in Lstm(103, 8, norm=True).parameters())
     hyper = sum(part.numel() for part in HyperLstm(103, one("hyper", norm=True)).parameters())
     assert about["cost"]["generator_parameters"] == hyper - plain
 
@@ -164,7 +165,7 @@ def test_an_untrained_generator_is_reported():
 
 def test_the_recipes_wider_row_has_at_least_the_hyper_lstms_weights():
     models = {model.name: model for model in load_recipe("family_hyperlstm").models}
-    wide = sum(part.numel() for part in Lstm(103, models["ln_lstm_wider"]).parameters())
+    wide = sum(part.numel() for part in Lstm(103, models["ln_lstm_wider"].width, norm=True).parameters())
     hyper = sum(part.numel() for part in HyperLstm(103, models["ln_hyper"]).parameters())
     assert hyper <= wide <= 1.1 * hyper
 

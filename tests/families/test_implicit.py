@@ -8,7 +8,9 @@ import torch
 from tests.families.histories import mean_loss
 from workbench.errors import RecipeError
 from workbench.families import implicit
-from workbench.families.implicit import Family, Shapes, origin_codes
+from workbench.families.fields import origin_codes
+from workbench.families.implicit import Family
+from workbench.families.superellipsoids import Shapes
 from workbench.papers import load_recipe
 
 TINY = {
@@ -71,7 +73,7 @@ def test_the_code_at_the_origin_is_minus_the_gradient_by_finite_differences():
 
     step = 1e-5 * torch.eye(implicit.CODE).double()
     slope = [(loss(row[None]) - loss(-row[None])) / 2e-5 for row in step]
-    found = origin_codes(family.field, points, inside)[0]
+    found = origin_codes(family.field, implicit.CODE, points, inside)[0]
     assert found.tolist() == pytest.approx([-value for value in slope], abs=1e-7)
 
 

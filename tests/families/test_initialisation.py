@@ -11,12 +11,12 @@ from workbench.families.initialisation import (
     GENERATOR,
     LAYERS,
     classifier,
-    descend,
     load_data,
     measure,
     network,
     signal,
 )
+from workbench.families.tasks import learn_by_sgd
 from workbench.papers import load_recipe
 from workbench.training import seed_everything
 
@@ -116,22 +116,21 @@ def test_the_default_start_is_in_range_for_every_generator(digits, generator):
     assert 0.1 < float(logits.std()) < 10
 
 
-def test_descend_takes_the_steps_of_sgd_with_momentum():
+def test_learning_by_sgd_takes_the_steps_of_sgd_with_momentum():
     net = torch.nn.Linear(1, 1, bias=False)
     net.weight.data.fill_(1.0)
     training = load_recipe("family_initialisation", CHANGES).training
     # Loss w: gradient 1. Two epochs of one batch: w = 1 - 0.1 * 1, then 0.9 - 0.1 * (0.9 * 1 + 1) = 0.71.
-    history = descend(
-        net, lambda items: net.weight.sum(), 3, training.model_copy(update={"epochs": 2}), 0.1, 0
-    )
+    twice = training.model_copy(update={"epochs": 2})
+    history = learn_by_sgd(net, lambda items: net.weight.sum(), 3, twice, rate=0.1, seed=0)
     assert float(net.weight.detach()) == pytest.approx(0.71)
     assert [one["loss"] for one in history] == pytest.approx([1.0, 0.9])
 
 
-def test_descend_stops_at_a_loss_that_is_not_finite(recipe):
+def test_learning_by_sgd_stops_at_a_loss_that_is_not_finite(recipe):
     net = torch.nn.Linear(1, 1)
     with pytest.raises(RunError, match="the loss is nan in epoch 1 with learning rate 0.1"):
-        descend(net, lambda items: net.weight.sum() * math.nan, 3, recipe.training, 0.1, 0)
+        learn_by_sgd(net, lambda items: net.weight.sum() * math.nan, 3, recipe.training, rate=0.1, seed=0)
 
 
 def test_a_diverged_training_counts_as_guessing_and_says_so(recipe, digits, tmp_path):

@@ -9,6 +9,7 @@ from sklearn.linear_model import Ridge
 from workbench.errors import RecipeError
 from workbench.families import lines as limit
 from workbench.families.meta_learning import (
+    QUESTIONS,
     SHOTS,
     Concatenated,
     Generated,
@@ -16,8 +17,8 @@ from workbench.families.meta_learning import (
     answer,
     load_data,
     measure,
-    sinusoids,
 )
+from workbench.families.waves import sinusoids
 from workbench.papers import load_recipe
 from workbench.training import seed_everything
 
@@ -39,7 +40,7 @@ def recipe():
 
 
 def tasks(count=4, seed=0):
-    return sinusoids(count, torch.Generator().manual_seed(seed))
+    return sinusoids(count, SHOTS + QUESTIONS, torch.Generator().manual_seed(seed))
 
 
 def test_a_task_is_a_sine_of_height_up_to_five_over_minus_five_to_five():

@@ -327,6 +327,12 @@ def test_health_tells_a_silent_generator_and_one_whose_weights_reach_no_output(c
     assert "do not move the output" in model.health(conditions, inputs[0]).verdict
 
 
+def test_a_card_says_what_the_generator_costs_and_how_it_is(conditions, inputs):
+    model = model_of()
+    health = model.health(conditions, inputs[0]).to_dict()
+    assert model.card(conditions, inputs[0]) == {"cost": model.cost(), "health": health}
+
+
 def test_the_health_of_a_fixed_projection_says_nothing_of_training(conditions, inputs):
     target = Target()
     model = Conditioned(target, RandomProjection(CODE, ParamSpec.of(target), 0))

@@ -59,17 +59,22 @@ class Tasks:
         return len(self.labels["train"])
 
 
-def load_digits() -> Digits:
-    """Read the digits: 1,297 to learn from, 500 to test on.
+def every_digit(draw: torch.Generator) -> tuple[Float[Tensor, "N 64"], Int[Tensor, " N"]]:
+    """Read all 1,797 digits in an order that is drawn: pixels from 0 (paper) to 16 (ink), and the digit.
 
     Source: E. Alpaydin and C. Kaynak (1998), Optical recognition of handwritten digits, UCI.
     """
     from sklearn import datasets
 
     bunch = datasets.load_digits()
-    order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
-    inputs = torch.from_numpy(bunch.data)[order].float() / 8 - 1
-    labels = torch.from_numpy(bunch.target)[order].long()
+    order = torch.randperm(len(bunch.target), generator=draw)
+    return torch.from_numpy(bunch.data)[order].float(), torch.from_numpy(bunch.target)[order].long()
+
+
+def load_digits() -> Digits:
+    """Read the digits: 1,297 to learn from, 500 to test on."""
+    pixels, labels = every_digit(torch.Generator().manual_seed(0))
+    inputs = pixels / 8 - 1
     return Digits({"train": inputs[TEST:], "test": inputs[:TEST]},
                   {"train": labels[TEST:], "test": labels[:TEST]})  # fmt: skip
 

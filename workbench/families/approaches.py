@@ -1,7 +1,8 @@
 """The usual table of approaches to many tasks, measured: what is trained, what a new task costs, how it does.
 
-A task is y = h sin(f x + p) + o, and its descriptor d says how large each of the four is, from -1 to 1.
-There are 40 seen tasks and 20 unseen ones; the network has 1-40-40-1 units with ReLU. The rows:
+A task is y = h sin(f x + p) + o, and its descriptor d says how large each of the four is, from -1 to 1
+(:mod:`workbench.families.waves`). There are 40 seen tasks and 20 unseen ones; the network has 1-40-40-1 units
+with ReLU. The rows:
 
     standard         y = N(x; theta), one network that is not told the task                             (1)
     concat           y = N([x, d]; theta)                                                               (2)
@@ -25,7 +26,6 @@ MAML: Finn, Abbeel and Levine (2017), arXiv 1703.03400.
 """
 
 import copy
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -37,16 +37,18 @@ from torch.nn.functional import mse_loss
 
 from workbench.families.adaptation import apply_each, copies, descend
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
+from workbench.families.fields import network
+from workbench.families.tasks import trained_parameters
+from workbench.families.waves import DESCRIPTOR, Tasks, descriptors, points
 from workbench.files import digest
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec, Table
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, fit
+from workbench.training import Training, fit, fit_drawn
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
-WIDTH, DESCRIPTOR = 40, 4
+WIDTH = 40
 SEEN, UNSEEN, POINTS, EXAMPLES, QUESTIONS = 40, 20, 10, 10, 200
-Tasks = Float[Tensor, "U C"]
 
 
 class ApproachModel(FamilyModel):
@@ -84,27 +86,14 @@ def load_data(recipe: ApproachRecipe) -> Loaded:
     return Loaded(None, digest("waves", str((SEEN, UNSEEN, POINTS, EXAMPLES, QUESTIONS))), counts)
 
 
-def answers(tasks: Tasks, x: Float[Tensor, "U M 1"]) -> Float[Tensor, "U M 1"]:
-    """Compute h sin(f x + p) + o: h in 0.5..2.5, f in 0.5..1.5, p in -pi/2..pi/2, o in -1..1."""
-    height, frequency, phase, offset = tasks[:, :, None, None].unbind(1)
-    return (1.5 + height) * torch.sin((1 + frequency / 2) * x + math.pi / 2 * phase) + offset
-
-
-def points(tasks: Tasks, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw points of each task, x in -3..3."""
-    x = 6 * torch.rand(len(tasks), count, 1, generator=draw) - 3
-    return x, answers(tasks, x)
-
-
 class Approach(nn.Module):
     """One row: what it trains, and how it answers for the seen tasks."""
 
     def __init__(self, model: ApproachModel) -> None:
         super().__init__()
         self.kind = model.kind
-        inputs, wide = 1 + DESCRIPTOR * (model.kind == "concat"), model.width
-        hidden = nn.Linear(inputs, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU()
-        self.net = nn.Sequential(*hidden, nn.Linear(wide, 1))
+        inputs = 1 + DESCRIPTOR * (model.kind == "concat")
+        self.net = network((inputs, model.width, model.width, 1))
         # Factors of a layer with one input or one output would be no smaller than the layer.
         self.spec = ParamSpec.of(
             self.net, "*" if model.rank is None else ["2.weight", "*.bias"], rank=model.rank
@@ -161,7 +150,7 @@ def measure(recipe: ApproachRecipe, content: None, model: ApproachModel, seed: i
     """Train one row on the seen tasks, then let the unseen ones come."""
     net, training = Approach(model), recipe.training
     draw = torch.Generator().manual_seed(10_000_019 + seed)
-    tasks = 2 * torch.rand(SEEN + UNSEEN, DESCRIPTOR, generator=draw) - 1
+    tasks = descriptors(SEEN + UNSEEN, draw)
     seen, unseen = tasks[:SEEN], tasks[SEEN:]
 
     def error(draw: torch.Generator, count: int, steps: int) -> Tensor:
@@ -171,13 +160,11 @@ def measure(recipe: ApproachRecipe, content: None, model: ApproachModel, seed: i
         shown = points(seen, EXAMPLES, draw)
         return mse_loss(net.adapted(shown, x, steps, recipe.inner_rate), y)
 
-    def loss(items: Tensor) -> Tensor:
-        # An item is one step and its number seeds it: a resumed training sees the same points.
-        return error(torch.Generator().manual_seed(int(items[0]) * 1009 + seed), POINTS, 1)
+    def loss(_: int, draw: torch.Generator) -> Tensor:
+        return error(draw, POINTS, 1)
 
-    history = fit(net, loss, recipe.steps * training.batch_size, training, folder, seed=seed)
-    about = {"parameters": sum(one.numel() for one in net.parameters() if one.requires_grad)}
-    about["history"] = history
+    history = fit_drawn(net, loss, recipe.steps, training, folder, seed=seed)
+    about = {"parameters": trained_parameters(net), "history": history}
     with torch.no_grad():
         values = {"mse_seen": float(error(draw, QUESTIONS, recipe.inner_steps))}
     shown, (x, y) = points(unseen, EXAMPLES, draw), points(unseen, QUESTIONS, draw)
@@ -193,8 +180,7 @@ def measure(recipe: ApproachRecipe, content: None, model: ApproachModel, seed: i
     values["parameters"] = about["parameters"]
     if model.kind in ("hyper", "rows"):
         told = unseen if model.kind == "hyper" else torch.arange(SEEN)
-        health = net.net.health(told, x[0])
-        about |= {"cost": net.net.cost(), "health": health.to_dict()}
+        about |= net.net.card(told, x[0])
     # One unseen task to look at, from left to right.
     order = x[0, :, 0].argsort()
     curves = {name: (x[0, order, 0].tolist(), one[0, order, 0].tolist())

@@ -6,8 +6,8 @@ width and u for the activation, layer i of every architecture is
 
     h_i = m_i * sum_a u_ia a(W_i h_{i-1} + b_i) + skip_i h_{i-1}                                        (1)
 
-so all of them fit into the weights of the widest. In search, one generator learns on random architectures
-c, all different from those that are ranked:
+so all of them fit into the weights of the widest (:mod:`workbench.families.architectures`). In search, one
+generator learns on random architectures c, all different from those that are ranked:
 
     weights = H(c),   loss(c) = cross-entropy of (1) under H(c)                                         (2)
 
@@ -34,23 +34,21 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workbench.datasets.digits import every_digit
 from workbench.evaluation.retrieval import rank_agreement
+from workbench.families.architectures import BITS, EveryArchitecture, architectures, beside, weights_of
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
+from workbench.families.tasks import trained_parameters
 from workbench.files import digest
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec, Table
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, fit, seed_everything
+from workbench.training import Training, fit_drawn, seed_everything
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
-PIXELS, DIGITS, LAYERS = 64, 10, 4
-WIDTHS, ACTIVATIONS = (2, 4, 8, 32), (torch.relu, torch.tanh, lambda inputs: inputs)
-WIDEST, PER_LAYER = max(WIDTHS), len(WIDTHS) + len(ACTIVATIONS) + 1
-BITS = LAYERS * PER_LAYER
 TRAIN, VALID, BATCH, FIRST = 1000, 300, 32, 5  # images; images of a step; candidates that are trusted
 
 
@@ -87,54 +85,13 @@ class Digits(NamedTuple):
 
 def load_data(recipe: SearchRecipe) -> Loaded:
     """Read the digits in one fixed order and draw the candidates."""
-    bunch, draw = load_digits(), torch.Generator().manual_seed(0)
-    order = torch.randperm(len(bunch.data), generator=draw)
-    images = torch.from_numpy(bunch.data).float()[order] / 8 - 1
-    classes = torch.from_numpy(bunch.target)[order]
+    draw = torch.Generator().manual_seed(0)
+    images, classes = every_digit(draw)
     candidates = architectures(recipe.candidates, draw)
     rest = len(images) - TRAIN - VALID
     counts = {"train": {"images": TRAIN}, "valid": {"images": VALID}, "test": {"images": rest}}
-    content = Digits(images, classes, candidates)
+    content = Digits(images / 8 - 1, classes, candidates)
     return Loaded(content, digest(*(str(part.tolist()) for part in content)), counts)
-
-
-def architectures(count: int, draw: torch.Generator) -> Float[Tensor, "U B"]:
-    """Draw architectures as rows of zeros and ones."""
-    width = torch.randint(len(WIDTHS), (count, LAYERS), generator=draw)
-    activation = torch.randint(len(ACTIVATIONS), (count, LAYERS), generator=draw)
-    skip = torch.randint(2, (count, LAYERS, 1), generator=draw)
-    skip[:, 0] = 0  # the image is wider than a layer
-    one_hot = functional.one_hot
-    bits = [one_hot(width, len(WIDTHS)), one_hot(activation, len(ACTIVATIONS)), skip]
-    return torch.cat(bits, -1).flatten(1).float()
-
-
-class EveryArchitecture(nn.Module):
-    """The widest network; the bits of the architecture ride along with every image; equation (1)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        fan_ins = [PIXELS] + [WIDEST] * (LAYERS - 1)
-        self.layers = nn.ModuleList(nn.Linear(fan_in, WIDEST) for fan_in in fan_ins)
-        self.head = nn.Linear(WIDEST, DIGITS)
-        self.register_buffer("masks", (torch.arange(WIDEST) < torch.tensor(WIDTHS)[:, None]).float())
-
-    def forward(self, rows: Float[Tensor, "*U M _"]) -> Float[Tensor, "*U M 10"]:
-        """Return log odds of the digits for rows of pixels followed by bits."""
-        hidden, bits = rows[..., :PIXELS], rows[..., PIXELS:].unflatten(-1, (LAYERS, PER_LAYER))
-        for number, layer in enumerate(self.layers):
-            width, activation, skip = bits[..., number, :].split([len(WIDTHS), len(ACTIVATIONS), 1], -1)
-            made = layer(hidden)
-            made = sum(act(made) * activation[..., [which]] for which, act in enumerate(ACTIVATIONS))
-            made = made * (width @ self.masks)
-            hidden = made + skip * hidden if number else made
-        return self.head(hidden)
-
-
-def beside(images: Float[Tensor, "M 64"], codes: Float[Tensor, "U B"]) -> Float[Tensor, "U M _"]:
-    """Lay the same images out for each architecture, its bits beside each."""
-    shape = len(codes), len(images), -1
-    return torch.cat([images.expand(shape), codes[:, None].expand(shape)], -1)
 
 
 class Scored(nn.Module):
@@ -175,18 +132,17 @@ def train(
     training = recipe.training.at_rate(model.learning_rate or (None if search else recipe.alone_rate))
     known = {tuple(code) for code in digits.candidates.tolist()}
 
-    def loss(items: Tensor) -> Tensor:
-        draw = torch.Generator().manual_seed(int(items[0]) * 1009 + seed)
+    def loss(count: int, draw: torch.Generator) -> Tensor:
         which = torch.randint(TRAIN, (BATCH,), generator=draw)
         codes = digits.candidates
         if search:
-            drawn = architectures(training.batch_size, draw)
+            drawn = architectures(count, draw)
             codes = drawn[[tuple(code) not in known for code in drawn.tolist()]]
         logits = net(digits.images[which], codes)
         value = functional.cross_entropy(logits.flatten(0, 1), digits.classes[which].repeat(len(codes)))
         return value if search else value * len(codes)  # alone: nobody's step depends on how many others
 
-    return net, fit(net, loss, steps * training.batch_size, training, folder, seed=seed)
+    return net, fit_drawn(net, loss, steps, training, folder, seed=seed)
 
 
 @lru_cache(maxsize=8)
@@ -200,20 +156,6 @@ def truth_of(recipe: SearchRecipe, seed: int) -> Float[Tensor, " U"]:
     return net.accuracy(digits.images[rest], digits.classes[rest], digits.candidates)
 
 
-def weights_of(codes: Float[Tensor, "U B"]) -> Float[Tensor, " U"]:
-    """Count the weights and biases that an architecture really uses."""
-    bits = codes.unflatten(1, (LAYERS, PER_LAYER))
-    widths = bits[..., : len(WIDTHS)] @ torch.tensor(WIDTHS).float()
-    # With a skip, units beyond a layer's width still carry what came before.
-    reach = [torch.full((len(codes),), float(PIXELS))]
-    total = torch.zeros(len(codes))
-    for number in range(LAYERS):
-        total += (reach[-1] + 1) * widths[:, number]
-        carried = reach[-1] * bits[:, number, -1]
-        reach.append(torch.maximum(widths[:, number], carried))
-    return total + (reach[-1] + 1) * DIGITS
-
-
 def measure(recipe: SearchRecipe, digits: Digits, model: SearchModel, seed: int, folder: Path) -> Outcome:
     """Score the candidates one way and hold the ranking against their accuracy after training alone."""
     truth = truth_of(recipe, seed)
@@ -224,11 +166,10 @@ def measure(recipe: SearchRecipe, digits: Digits, model: SearchModel, seed: int,
         net, about["history"] = train(recipe, digits, model, seed, folder)
         asked = slice(TRAIN, TRAIN + VALID)
         scores = net.accuracy(digits.images[asked], digits.classes[asked], digits.candidates)
-        about["parameters"] = sum(one.numel() for one in net.parameters() if one.requires_grad)
+        about["parameters"] = trained_parameters(net)
         if model.kind == "generated":
-            about["cost"] = net.network.cost()
             inputs = beside(digits.images[:64], digits.candidates[:1])[0]
-            about["health"] = net.network.health(digits.candidates, inputs).to_dict()
+            about |= net.network.card(digits.candidates, inputs)
     values = {"spearman": float(rank_agreement(scores.numpy(), truth.numpy())), **chosen(scores, truth)}
     curves = {}
     if seed == recipe.seeds[0]:

@@ -37,16 +37,15 @@ from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, co
 from workbench.families.fields import (
     ConcatField,
     GeneratedField,
+    TableField,
     drawn_curves,
     grid,
-    network,
     overlap,
     to_segment,
 )
 from workbench.files import digest
-from workbench.hypernetworks import Conditioned, ParamSpec, Table
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, fit
+from workbench.training import Training, fit_drawn
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
@@ -109,12 +108,10 @@ class Arm(nn.Module):
         super().__init__()
         widths, states = (2, model.width, model.width, model.width, 1), recipe.states
         if model.kind == "table":
-            target = network(widths)
-            spec = ParamSpec.of(target, joins="replace", gain=2**0.5)
-            self.field = Conditioned(target, Table(states, spec))
+            self.field = TableField(widths, states)
             # Every state starts from the same weights, which is kindest to their mean.
-            nn.init.normal_(self.field.generator.head.weight[:1])
-            self.field.generator.head.weight.data[1:] = self.field.generator.head.weight.data[0]
+            nn.init.normal_(self.field.codes[:1])
+            self.field.codes.data[1:] = self.field.codes.data[0]
             return
         width = 1 if model.code == "angle" else CODE
         if model.code == "angle":
@@ -127,10 +124,8 @@ class Arm(nn.Module):
 
     def forward(self, points: Float[Tensor, "S M 2"], mixture: Float[Tensor, "S K"]) -> Float[Tensor, "S M"]:
         """Return the log odds that points lie inside, for states given as shares of the trained ones."""
-        if isinstance(self.field, Conditioned):
-            rows = mixture @ self.field.generator.head.weight
-            return self.field(points, self.field.spec.compose(rows))[..., 0]
-        return self.field(points, mixture @ self.codes)
+        codes = self.field.codes if isinstance(self.field, TableField) else self.codes
+        return self.field(points, mixture @ codes)
 
 
 def halfway(states: int) -> Float[Tensor, "S K"]:
@@ -168,25 +163,21 @@ def train(
     training = recipe.training.at_rate(model.learning_rate)
     pure = torch.eye(len(angles))
 
-    def loss(items: Tensor) -> Tensor:
-        draw = torch.Generator().manual_seed(int(items[0]) * 1009 + seed)
+    def loss(_: int, draw: torch.Generator) -> Tensor:
         points = 2 * torch.rand(len(angles), POINTS, 2, generator=draw) - 1
         inside = arm(points, angles).float()
         return functional.binary_cross_entropy_with_logits(own(points, pure), inside)
 
-    count = recipe.steps * training.batch_size
-    return fit(own, loss, count, training, folder, seed=seed, rates=CODE_RATE)
+    return fit_drawn(own, loss, recipe.steps, training, folder, seed=seed, rates=CODE_RATE)
 
 
 def card(own: Arm) -> dict[str, object]:
     """Say what the row holds and, if it generates, whether the generator is alive."""
     about: dict[str, object] = {"parameters": sum(one.numel() for one in own.parameters())}
     if isinstance(own.field, GeneratedField):
-        health = own.field.shape.health(own.codes.detach(), grid(GRID))
-        about |= {"cost": own.field.shape.cost(), "health": health.to_dict()}
-    elif isinstance(own.field, Conditioned):
-        health = own.field.health(torch.arange(len(own.field.generator.head.weight)), grid(GRID))
-        about |= {"cost": own.field.cost(), "health": health.to_dict()}
+        about |= own.field.shape.card(own.codes.detach(), grid(GRID))
+    elif isinstance(own.field, TableField):
+        about |= own.field.shape.card(torch.arange(len(own.field.codes)), grid(GRID))
     return about
 
 

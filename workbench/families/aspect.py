@@ -39,7 +39,7 @@ from workbench.families.comparison import (
 from workbench.files import digest
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, fit
+from workbench.training import Training, fit_drawn
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
@@ -163,14 +163,12 @@ def measure(
     net, training = AspectNet(model), recipe.training
     truth = torch.arange(CLASSES).repeat_interleave(QUESTIONS)
 
-    def loss(items: Tensor) -> Tensor:
-        # An item is one episode and its number seeds it: a resumed training sees the same episodes.
-        draw = torch.Generator().manual_seed(int(items[0]) * 1009 + seed)
-        examples, questions, of = episodes(content, len(items), draw, held_out=False)
+    def loss(count: int, draw: torch.Generator) -> Tensor:
+        examples, questions, of = episodes(content, count, draw, held_out=False)
         logits = net(examples, questions, of)
-        return functional.cross_entropy(logits.flatten(0, 1), truth.repeat(len(items)))
+        return functional.cross_entropy(logits.flatten(0, 1), truth.repeat(count))
 
-    history = fit(net, loss, recipe.steps * training.batch_size, training, folder, seed=seed)
+    history = fit_drawn(net, loss, recipe.steps, training, folder, seed=seed)
     draw = torch.Generator().manual_seed(10_000_019 + seed)
     with torch.no_grad():
         examples, questions, of = episodes(content, recipe.test_episodes, draw, held_out=True)
@@ -178,7 +176,7 @@ def measure(
     about = {"parameters": sum(one.numel() for one in net.parameters()), "history": history}
     if isinstance(net.embed, Conditioned):
         conditions = net.conditions(examples[:64], of[:64]).detach()
-        about |= {"cost": net.embed.cost(), "health": net.embed.health(conditions, questions[0]).to_dict()}
+        about |= net.embed.card(conditions, questions[0])
     return Outcome({"accuracy": float(right.double().mean())}, right.numel(), about)
 
 

@@ -323,7 +323,7 @@ def measure(recipe: DomainRecipe, content: Domains, model: DomainModel, seed: in
     about["geometry"] = placement(asked[:, 0], asked[:, 1], asked.flatten(0, 1))
     if model.of == "text":
         inputs = content.packed(content.test[0, 0])
-        about |= {"cost": net.cost(), "health": net.health(content.described, inputs).to_dict()}
+        about |= net.card(content.described, inputs)
     return Outcome(values, content.test[: len(old)].numel(), about)
 
 

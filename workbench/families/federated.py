@@ -115,7 +115,7 @@ def measure(
     history = run_rounds(server, *known, recipe.rounds, recipe.local_steps)
     if model.kind == "hyper":
         start = server.vectors.detach()
-        about |= {"cost": task.cost(), "health": task.health(start, content.inputs["test"]).to_dict()}
+        about |= task.card(start, content.inputs["test"])
         joined = HyperServer(task, start.mean(0).expand(NEW, -1), recipe.vector_rate, learn=False)
         rounds = recipe.new_rounds
     else:

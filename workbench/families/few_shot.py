@@ -40,18 +40,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
-from workbench.families.fields import grid, to_segment
+from workbench.families.glyphs import CLASSES, GLYPHS, HELD_OUT, QUESTIONS, draw_strokes, episodes
 from workbench.files import digest
 from workbench.hypernetworks import Conditioned, GeneratedWeights, ParamSpec, SetGenerator
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, fit
+from workbench.training import Training, fit_drawn
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
-
-SIZE, STROKES = 14, 3  # of a glyph
-JITTER, SHIFT, THICK = 0.2, 0.15, 0.1  # of a stroke's ends, of the whole glyph, of the ink; in half sides
-GLYPHS, HELD_OUT = 500, 100  # kinds of glyphs, and how many of them only test episodes show
-CLASSES, QUESTIONS = 5, 5
 
 
 class FewShotModel(FamilyModel):
@@ -78,30 +73,9 @@ RECIPE = FewShotRecipe
 
 def load_data(recipe: FewShotRecipe) -> Loaded:
     """Draw every glyph's strokes, by the coordinates of their ends."""
-    strokes = 1.6 * torch.rand(GLYPHS, STROKES, 2, 2, generator=torch.Generator().manual_seed(0)) - 0.8
+    strokes = draw_strokes()
     counts = {"train": {"glyphs": GLYPHS - HELD_OUT}, "test": {"glyphs": HELD_OUT}}
     return Loaded(strokes, digest(str(strokes.tolist())), counts)
-
-
-def draw_glyphs(strokes: Float[Tensor, "*N 3 2 2"]) -> Float[Tensor, "*N H W"]:
-    """Paint strokes: ink from 0 to 1 that fades with the distance to the nearest stroke."""
-    ends = strokes.flatten(0, -3)
-    distance = to_segment(grid(SIZE)[None], ends[:, 0], ends[:, 1])
-    nearest = distance.view(*strokes.shape[:-2], SIZE, SIZE).amin(-3)
-    return (1.5 - nearest / THICK).clamp(0, 1)
-
-
-def episodes(
-    strokes: Tensor, count: int, examples: int, draw: torch.Generator, *, held_out: bool
-) -> tuple[Float[Tensor, "U KS H W"], Float[Tensor, "U KQ H W"]]:
-    """Draw episodes, class by class: every glyph's stroke ends are moved anew each time it is written."""
-    first, size = (GLYPHS - HELD_OUT, HELD_OUT) if held_out else (0, GLYPHS - HELD_OUT)
-    chosen = first + torch.rand(count, size, generator=draw).argsort(1)[:, :CLASSES]
-    shape = count, CLASSES, examples + QUESTIONS, STROKES, 2, 2
-    shift = SHIFT * torch.randn(*shape[:3], 1, 1, 2, generator=draw)
-    written = strokes[chosen][:, :, None] + JITTER * torch.randn(shape, generator=draw) + shift
-    images = draw_glyphs(written)
-    return images[:, :, :examples].flatten(1, 2), images[:, :, examples:].flatten(1, 2)
 
 
 def prototypes(features: Float[Tensor, "U KS D"]) -> Float[Tensor, "U K D"]:
@@ -207,21 +181,18 @@ def measure(recipe: FewShotRecipe, strokes: Tensor, model: FewShotModel, seed: i
         return Outcome({"accuracy": float(right.double().mean())}, right.numel(), {"parameters": 0})
     net, training = FewShotNet(model), recipe.training.at_rate(model.learning_rate)
 
-    def loss(items: Tensor) -> Tensor:
-        draw = torch.Generator().manual_seed(int(items[0]) * 1009 + seed)
-        logits = net(*episodes(strokes, len(items), recipe.examples, draw, held_out=False))
-        return functional.cross_entropy(logits.flatten(0, 1), truth.repeat(len(items)))
+    def loss(count: int, draw: torch.Generator) -> Tensor:
+        logits = net(*episodes(strokes, count, recipe.examples, draw, held_out=False))
+        return functional.cross_entropy(logits.flatten(0, 1), truth.repeat(count))
 
-    history = fit(net, loss, recipe.steps * training.batch_size, training, folder, seed=seed)
+    history = fit_drawn(net, loss, recipe.steps, training, folder, seed=seed)
     about = {"parameters": sum(one.numel() for one in net.parameters()), "history": history}
     with torch.no_grad():
         right = net(examples, questions).argmax(-1) == truth
         if isinstance(net.encoder, Conditioned):
-            shown, asked = net.tokens(examples[:64]), questions[0, :, None]
-            about |= {"cost": net.encoder.cost(), "health": net.encoder.health(shown, asked).to_dict()}
+            about |= net.encoder.card(net.tokens(examples[:64]), questions[0, :, None])
         if net.head is not None:
-            shown, asked = net.encode(examples[:64]), net.encode(questions[:1])[0]
-            about |= {"cost": net.head.cost(), "health": net.head.health(shown, asked).to_dict()}
+            about |= net.head.card(net.encode(examples[:64]), net.encode(questions[:1])[0])
     return Outcome({"accuracy": float(right.double().mean())}, right.numel(), about)
 
 

@@ -1,20 +1,24 @@
 """Coordinate networks: a shape is a function of points, positive inside it, that a code changes.
 
-What the families of shapes share. A code reaches the function in one of two ways: its weights are generated
-from the code, or the code stands beside every point as more inputs (concatenation).
+What the families of shapes share. A code reaches the function in one of three ways: its weights are generated
+from the code, the code stands beside every point as more inputs (concatenation), or it is the weights (a
+table of one network for every shape, where nothing is shared). The code of a shape never trained on is
+fitted, or read off the gradient at the origin.
 
 Shape letters: S shapes, M points of each, P coordinates of a point, C code width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec
+from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec, Table
+from workbench.training import Training, fit
 
 
 def network(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -53,6 +57,27 @@ class ConcatField(nn.Module):
         return self.shape(torch.cat([points, beside], -1))[..., 0]
 
 
+class TableField(nn.Module):
+    """A coordinate network of its own for every shape; a code is all weights of one."""
+
+    def __init__(self, widths: Sequence[int], shapes: int) -> None:
+        """Build the networks of these widths."""
+        super().__init__()
+        target = network(widths)
+        spec = ParamSpec.of(target, joins="replace", gain=2**0.5)
+        self.shape = Conditioned(target, Table(shapes, spec))
+        self.per_query = spec.numel
+
+    @property
+    def codes(self) -> Float[Tensor, "S C"]:
+        """The weights of every shape's network."""
+        return self.shape.generator.head.weight
+
+    def forward(self, points: Float[Tensor, "S M P"], codes: Float[Tensor, "S C"]) -> Float[Tensor, "S M"]:
+        """Return the log odds that each point lies inside its shape."""
+        return self.shape(points, self.shape.spec.compose(codes))[..., 0]
+
+
 def fit_codes(
     field: nn.Module,
     codes: Float[Tensor, "S C"],
@@ -81,6 +106,73 @@ def fit_codes(
         (codes.grad,) = torch.autograd.grad(loss * len(codes), [codes])
         optimiser.step()
     return codes.detach()
+
+
+def fit_alone(
+    widths: Sequence[int],
+    points: Float[Tensor, "S M P"],
+    inside: Bool[Tensor, "S M"],
+    training: Training,
+    steps: int,
+    folder: Path,
+    *,
+    seed: int,
+) -> tuple[TableField, list[dict[str, int | float]]]:
+    """Train a network of its own for every shape, from its known points and no other shape.
+
+    Args:
+        widths: of each network.
+        points: of which it is known whether they lie inside.
+        inside: the known occupancy.
+        training: its batch size is not used, every step sees all points.
+        steps: of each network.
+        folder: for the checkpoint.
+        seed: of this training.
+
+    Returns:
+        The networks, and the loss by part of the training, summed over shapes.
+    """
+    alone = TableField(widths, len(points))
+
+    def loss(_: Tensor) -> Tensor:
+        # A sum over shapes, as above.
+        logits = alone(points, alone.codes)
+        return functional.binary_cross_entropy_with_logits(logits, inside.float()) * len(points)
+
+    training = training.model_copy(update={"batch_size": 1})
+    return alone, fit(alone, loss, steps, training, folder, seed=seed)
+
+
+def code_at_origin(
+    loss: Callable[[Float[Tensor, "S C"]], Float[Tensor, ""]], origin: Float[Tensor, "S C"]
+) -> Float[Tensor, "S C"]:
+    """Return codes without fitting any: one step down the gradient of a loss from the code 0.
+
+    Args:
+        loss: of codes, summed over shapes.
+        origin: zeros.
+
+    Returns:
+        Minus the gradient, which can be differentiated; it is taken where gradients are off, too.
+
+    Source: Bond-Taylor and Willcocks (2021), arXiv 2007.02798, section 3.
+    """
+    with torch.enable_grad():
+        origin = origin.requires_grad_(True)
+        (slope,) = torch.autograd.grad(loss(origin), origin, create_graph=True)
+    return -slope
+
+
+def origin_codes(
+    field: nn.Module, width: int, points: Float[Tensor, "S M P"], inside: Bool[Tensor, "S M"]
+) -> Float[Tensor, "S C"]:
+    """Return each shape's code of that width: one step down its mean loss over known points, from 0."""
+
+    def loss(codes: Float[Tensor, "S C"]) -> Float[Tensor, ""]:
+        logits, truth = field(points, codes), inside.to(points)
+        return functional.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / points.shape[1]
+
+    return code_at_origin(loss, points.new_zeros(len(points), width))
 
 
 def overlap(predicted: Bool[Tensor, "S M"], inside: Bool[Tensor, "S M"]) -> Float[Tensor, " S"]:

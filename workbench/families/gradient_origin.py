@@ -25,18 +25,18 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from workbench.datasets.digits import PIXELS, every_digit
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
-from workbench.families.fields import drawn_curves, network
+from workbench.families.fields import code_at_origin, drawn_curves, network
 from workbench.files import digest
 from workbench.papers.comparison import Loaded
 from workbench.training import Training, fit
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
-PIXELS, TRAIN, DRAWN = 64, 1400, 4  # of an image; images trained on; test images kept for pictures
+TRAIN, DRAWN = 1400, 4  # images trained on; test images kept for pictures
 
 
 class GradientOriginModel(FamilyModel):
@@ -60,8 +60,7 @@ RECIPE = GradientOriginRecipe
 
 def load_data(recipe: GradientOriginRecipe) -> Loaded:
     """Read the digits, pixels from 0 to 1, in one fixed order; the last ones are the test images."""
-    raw = torch.from_numpy(load_digits().data).float() / 16
-    images = raw[torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))]
+    images = every_digit(torch.Generator().manual_seed(0))[0] / 16
     counts = {"train": {"images": TRAIN}, "test": {"images": len(images) - TRAIN}}
     return Loaded(images, digest(str(images.tolist())), counts)
 
@@ -75,11 +74,11 @@ class GradientOrigin(nn.Module):
 
     def codes(self, images: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         """Return each image's code; differentiable in the decoder."""
-        with torch.enable_grad():
-            origin = torch.zeros(len(images), self.code, requires_grad=True)
-            error = (images - self.decoder(origin)).square().sum()
-            (slope,) = torch.autograd.grad(error, origin, create_graph=torch.is_grad_enabled())
-        return -slope
+
+        def error(codes: Float[Tensor, "N C"]) -> Float[Tensor, ""]:
+            return (images - self.decoder(codes)).square().sum()
+
+        return code_at_origin(error, torch.zeros(len(images), self.code))
 
     def forward(self, images: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Return what the decoder makes of each image's code."""

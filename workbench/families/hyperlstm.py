@@ -8,9 +8,9 @@ few numbers per gate scales the rows of the main LSTM's matrices. With gates y o
     c_t = sigmoid(f_t) * c_{t-1} + sigmoid(i_t) * tanh(j_t),   h_t = sigmoid(o_t) * tanh(c_t)           (3)
 
 d_h, d_x and b are linear in z. W is not generated, its rows are scaled: that is what makes it affordable. At
-the start V = 0, c = 1 and d(z) is the same number everywhere, so the network starts as a plain LSTM. With
-LayerNorm, every gate of (2) and c_t before its tanh are normalised over the units, with learned scale and
-shift.
+the start V = 0, c = 1 and d(z) is the same number everywhere, so the network starts as a plain LSTM
+(:mod:`workbench.families.recurrent`). With LayerNorm, every gate of (2) and c_t before its tanh are
+normalised over the units, with learned scale and shift.
 
 Rows: LSTM and HyperLSTM, plain and with LayerNorm, of the same width of h, and ``wider``, the normalised
 LSTM without generated scales whose width is chosen so that it has at least as many weights as the normalised
@@ -39,16 +39,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
+from workbench.families.recurrent import GATES, Cell, Lstm, start_bias
+from workbench.families.tasks import trained_parameters
 from workbench.files import digest
 from workbench.hypernetworks import ParamSpec, Slot
 from workbench.hypernetworks.generators import cost_of_numbers
 from workbench.hypernetworks.health import health_of_weights
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, fit
+from workbench.training import Training, fit_drawn
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
-GATES, FORGET = 4, 2  # i, j, f, o, and where f stands
 HELD_OUT, STREAMS = 16_000, 32  # characters at the end of the text, read as so many pieces
 
 
@@ -85,81 +86,11 @@ def load_data(recipe: LstmRecipe) -> Loaded:
     return Loaded((numbers, len(kinds)), digest(text), counts)
 
 
-class Normalise(nn.Module):
-    """LayerNorm over the units, each gate on its own, with learned scale and shift; or nothing at all."""
-
-    def __init__(self, gates: int, width: int, *, active: bool) -> None:
-        super().__init__()
-        self.shape = gates, width
-        self.scale = nn.Parameter(torch.ones(gates * width)) if active else None
-        self.shift = nn.Parameter(torch.zeros(gates * width)) if active else None
-
-    def forward(self, inputs: Float[Tensor, "B _"]) -> Float[Tensor, "B _"]:
-        """Normalise."""
-        if self.scale is None:
-            return inputs
-        normal = functional.layer_norm(inputs.unflatten(1, self.shape), self.shape[1:]).flatten(1)
-        return torch.addcmul(self.shift, normal, self.scale)
-
-
-class Cell(nn.Module):
-    """Equation (3) on gates that come from somewhere, with LayerNorm or without."""
-
-    def __init__(self, width: int, *, norm: bool) -> None:
-        super().__init__()
-        self.gates, self.cell = Normalise(GATES, width, active=norm), Normalise(1, width, active=norm)
-
-    def forward(
-        self, made: Float[Tensor, "B Y"], cell: Float[Tensor, "B H"]
-    ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:
-        """Return the new state and the new cell."""
-        i, j, f, o = self.gates(made).chunk(GATES, 1)
-        cell = f.sigmoid() * cell + i.sigmoid() * j.tanh()
-        return o.sigmoid() * self.cell(cell).tanh(), cell
-
-
-def start_bias(width: int) -> nn.Parameter:
-    """Return biases of the gates: 1 for the forget gate, so that a cell remembers at the start, else 0."""
-    bias = torch.zeros(GATES, width)
-    bias[FORGET] = 1
-    return nn.Parameter(bias.flatten())
-
-
-class Lstm(nn.Module):
-    """The main LSTM alone."""
-
-    def __init__(self, kinds: int, model: LstmModel) -> None:
-        super().__init__()
-        self.width = width = model.width
-        self.inputs = nn.Embedding(kinds, GATES * width)  # W_x on one-hot characters is a look-up
-        self.recurrent = nn.Linear(width, GATES * width, bias=False)
-        nn.init.normal_(self.inputs.weight, std=0.3)
-        nn.init.orthogonal_(self.recurrent.weight)
-        self.bias, self.cell = start_bias(width), Cell(width, norm=model.norm)
-        self.read = nn.Linear(width, kinds)
-
-    def begin(self, count: int) -> tuple[Tensor, ...]:
-        """Return the state before the first character."""
-        return tuple(torch.zeros(count, self.width) for _ in range(2))
-
-    def step(self, inputs: Float[Tensor, "B Y"], state: tuple[Tensor, ...], _: Tensor) -> tuple[Tensor, ...]:
-        """Read one character."""
-        return self.cell(inputs + self.recurrent(state[0]) + self.bias, state[1])
-
-    def forward(self, text: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
-        """Return log odds of the character after each."""
-        state, states = self.begin(len(text)), []
-        for inputs, character in zip(self.inputs(text).unbind(1), text.unbind(1), strict=True):
-            state = self.step(inputs, state, character)
-            states.append(state[0])
-        return self.read(torch.stack(states, 1))
-
-
 class HyperLstm(Lstm):
     """The main LSTM with rows scaled by a small one; equations (1) and (2)."""
 
     def __init__(self, kinds: int, model: LstmModel) -> None:
-        super().__init__(kinds, model)
+        super().__init__(kinds, model.width, norm=model.norm)
         small, signal, width = model.small, model.signal, model.width
         self.small, self.signal = small, signal
         self.small_inputs = nn.Embedding(kinds, GATES * small)
@@ -210,21 +141,19 @@ def measure(
     """Train one row on pieces of the text and let it predict the end of the text."""
     text, kinds = content
     train, test = text[:-HELD_OUT], text[-HELD_OUT:].view(STREAMS, -1)
-    net = (HyperLstm if model.kind == "hyper" else Lstm)(kinds, model)
+    net = HyperLstm(kinds, model) if model.kind == "hyper" else Lstm(kinds, model.width, norm=model.norm)
     columns = torch.arange(recipe.length + 1)
     training = recipe.training
 
-    def loss(items: Tensor) -> Tensor:
-        draw = torch.Generator().manual_seed(int(items[0]) * 1009 + seed)
-        starts = torch.randint(len(train) - recipe.length, (training.batch_size, 1), generator=draw)
+    def loss(count: int, draw: torch.Generator) -> Tensor:
+        starts = torch.randint(len(train) - recipe.length, (count, 1), generator=draw)
         pieces = train[starts + columns]
         return bits_per_character(net(pieces[:, :-1]), pieces[:, 1:])
 
-    count = model.longer * recipe.steps * training.batch_size
-    history = fit(net, loss, count, training, folder, seed=seed)
+    history = fit_drawn(net, loss, model.longer * recipe.steps, training, folder, seed=seed)
     with torch.no_grad():
         bits = bits_per_character(net(test[:, :-1]), test[:, 1:])
-    parameters = sum(one.numel() for one in net.parameters())
+    parameters = trained_parameters(net)
     about = {"parameters": parameters, "history": history}
     if isinstance(net, HyperLstm):
         about |= card(net, test)

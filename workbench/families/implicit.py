@@ -4,8 +4,8 @@ A shape s is a superellipsoid: in its own axes a point p of the cube [-1, 1]^P i
 
     r_1 = |q_1|,   r_i = (r_{i-1}^{e_i} + |q_i|^{e_i})^{1 / e_i},   inside if r_P <= 1                  (1)
 
-with half axes a_s, exponents e_i (1 a diamond, 2 an ellipse, more a box) and a rotation R_s. A network f of
-few weights answers for a point, and a learned code z_s of each shape is turned into the network:
+with half axes a_s, exponents e_i and a rotation R_s (:mod:`workbench.families.superellipsoids`). A network f
+of few weights answers for a point, and a learned code z_s of each shape is turned into the network:
 
     f(p; theta + H(z_s)) > 0 inside                                                                     (2)
     f(p, z_s; theta) > 0 inside, the control: the code is part of the input                             (3)
@@ -30,7 +30,7 @@ control follows Bond-Taylor and Willcocks (2021), arXiv 2007.02798.
 """
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,13 +43,14 @@ from workbench.families.fields import (
     ConcatField,
     GeneratedField,
     drawn_curves,
+    fit_alone,
     fit_codes,
-    grid,
-    network,
+    origin_codes,
     overlap,
 )
+from workbench.families.superellipsoids import Shapes, cube, draw_shapes, middle_slice
+from workbench.families.tasks import trained_parameters
 from workbench.files import digest
-from workbench.hypernetworks import Conditioned, ParamSpec, Table
 from workbench.papers.comparison import Loaded
 from workbench.training import Training, fit
 
@@ -69,6 +70,10 @@ class ImplicitModel(FamilyModel):
     width: int = Field(default=32, gt=0)
     learning_rate: float | None = Field(default=None, gt=0, description="null: the recipe's")
 
+    def widths(self, dimensions: int) -> tuple[int, ...]:
+        """Return the layers' widths of the network that answers for a point."""
+        return dimensions, self.width, self.width, self.width, 1
+
 
 class ImplicitRecipe(FamilyRecipe):
     """Settings of the comparison."""
@@ -86,45 +91,9 @@ class ImplicitRecipe(FamilyRecipe):
 RECIPE = ImplicitRecipe
 
 
-class Shapes(NamedTuple):
-    """What equation (1) needs of each shape."""
-
-    axes: Float[Tensor, "S P"]
-    exponents: Float[Tensor, "S P"]
-    rotation: Float[Tensor, "S P P"]
-
-    def of(self, which: Tensor | slice) -> "Shapes":
-        """Return some of the shapes."""
-        return Shapes(*(part[which] for part in self))
-
-    def sample(self, count: int, seed: int) -> Float[Tensor, "S M P"]:
-        """Draw points: half of them anywhere in the cube, half in the box around the shape."""
-        anywhere = cube((*self.axes.shape[:1], count, self.axes.shape[1]), seed)
-        around = (1.25 * self.axes[:, None] * anywhere) @ self.rotation
-        return torch.where(torch.arange(count)[:, None] % 2 == 0, anywhere, around)
-
-    def contain(self, points: Float[Tensor, "#S M P"]) -> Bool[Tensor, "S M"]:
-        """Tell which points lie inside; equation (1)."""
-        own = (points @ self.rotation.mT / self.axes[:, None]).abs()
-        radius = own[..., 0]
-        for axis in range(1, own.shape[-1]):
-            power = self.exponents[:, axis, None]
-            radius = (radius**power + own[..., axis] ** power) ** (1 / power)
-        return radius <= 1
-
-
 def load_data(recipe: ImplicitRecipe) -> Loaded:
     """Draw the shapes; those held out come last."""
-    draw, count = torch.Generator().manual_seed(0), recipe.shapes + recipe.held_out
-    each = count, recipe.dimensions
-    axes = 0.3 + 0.5 * torch.rand(each, generator=draw)
-    exponents = 1.5 + 3 * torch.rand(each, generator=draw)
-    rotation = torch.eye(recipe.dimensions).repeat(count, 1, 1)
-    turn = torch.pi * torch.rand(count, generator=draw)
-    # In the plane of the first two axes, so that a slice through the middle shows it.
-    rotation[:, 0, 0] = rotation[:, 1, 1] = turn.cos()
-    rotation[:, 0, 1], rotation[:, 1, 0] = turn.sin(), -turn.sin()
-    shapes = Shapes(axes, exponents, rotation)
+    shapes = draw_shapes(recipe.shapes + recipe.held_out, recipe.dimensions)
     counts = {"train": {"shapes": recipe.shapes}, "test": {"shapes": recipe.held_out, "points": ASKED}}
     return Loaded(shapes, digest(*(str(part.tolist()) for part in shapes)), counts)
 
@@ -134,7 +103,7 @@ class Family(nn.Module):
 
     def __init__(self, recipe: ImplicitRecipe, model: ImplicitModel) -> None:
         super().__init__()
-        widths = (recipe.dimensions, model.width, model.width, model.width, 1)
+        widths = model.widths(recipe.dimensions)
         self.codes = nn.Embedding(recipe.shapes, CODE)
         nn.init.normal_(self.codes.weight, std=0.3)
         if model.kind == "generated":
@@ -146,25 +115,7 @@ class Family(nn.Module):
 
     def codes_of(self, which: Tensor, points: Tensor, inside: Tensor) -> Float[Tensor, "S C"]:
         """Return the codes of training shapes: learned, or minus the gradient at the origin."""
-        return origin_codes(self.field, points, inside) if self.codes is None else self.codes(which)
-
-
-def origin_codes(
-    field: nn.Module, points: Float[Tensor, "S M P"], inside: Bool[Tensor, "S M"]
-) -> Float[Tensor, "S C"]:
-    """Return each shape's code: one step down the gradient of its mean loss from the code 0."""
-    with torch.enable_grad():
-        origin = points.new_zeros(len(points), CODE).requires_grad_(True)
-        loss = functional.binary_cross_entropy_with_logits(
-            field(points, origin), inside.to(points), reduction="sum"
-        )
-        (slope,) = torch.autograd.grad(loss / points.shape[1], origin, create_graph=True)
-    return -slope
-
-
-def cube(shape: tuple[int, ...], seed: int) -> Float[Tensor, "... P"]:
-    """Draw points of the cube [-1, 1]^P."""
-    return 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1
+        return origin_codes(self.field, CODE, points, inside) if self.codes is None else self.codes(which)
 
 
 def measure(recipe: ImplicitRecipe, shapes: Shapes, model: ImplicitModel, seed: int, folder: Path) -> Outcome:
@@ -172,7 +123,7 @@ def measure(recipe: ImplicitRecipe, shapes: Shapes, model: ImplicitModel, seed: 
     held_out = shapes.of(slice(recipe.shapes, None))
     size = recipe.held_out, recipe.dimensions
     given = held_out.sample(GIVEN, 7_000_003 + seed)
-    asked = torch.cat([cube((size[0], ASKED, size[1]), 8_000_009 + seed), pictures(*size)], 1)
+    asked = torch.cat([cube((size[0], ASKED, size[1]), 8_000_009 + seed), middle_slice(*size, GRID)], 1)
     inside = held_out.contain(given)
     values, about = {}, {"parameters": 0}
     if model.kind == "nearest":
@@ -180,7 +131,11 @@ def measure(recipe: ImplicitRecipe, shapes: Shapes, model: ImplicitModel, seed: 
         agree = [(known.contain(own[None]) == truth).sum(1) for own, truth in zip(given, inside, strict=True)]
         answers = known.of(torch.stack(agree).argmax(1)).contain(asked)
     elif model.kind == "alone":
-        answers, about = each_alone(recipe, model, given, inside, asked, folder, seed)
+        widths, training = model.widths(recipe.dimensions), recipe.training.at_rate(model.learning_rate)
+        alone, history = fit_alone(widths, given, inside, training, recipe.steps, folder, seed=seed)
+        answers = alone(asked, alone.codes).detach() > 0
+        about = {"parameters": trained_parameters(alone), "per_query": alone.per_query}
+        about |= {"history": history, "cost": alone.shape.cost()}
     else:
         family, about["history"] = train(recipe, shapes, model, seed, folder)
         answers, values["iou_train"] = ask(recipe, family, shapes, given, inside, asked)
@@ -219,9 +174,9 @@ def ask(
     known, points = shapes.of(slice(0, recipe.shapes)), asked[:1, :ASKED].expand(recipe.shapes, -1, -1)
     truth = known.contain(points)
     if family.codes is None:
-        codes = origin_codes(family.field, given, inside).detach()
+        codes = origin_codes(family.field, CODE, given, inside).detach()
         own = known.sample(GIVEN, 9_000_011)
-        own = origin_codes(family.field, own, known.contain(own)).detach()
+        own = origin_codes(family.field, CODE, own, known.contain(own)).detach()
     else:
         own = family.codes.weight
         start = own.mean(0).expand(len(given), -1)
@@ -232,43 +187,12 @@ def ask(
         return family.field(asked, codes) > 0, float(seen.mean())
 
 
-def each_alone(
-    recipe: ImplicitRecipe, model: ImplicitModel, given: Tensor, inside: Tensor, asked: Tensor,
-    folder: Path, seed: int,
-) -> tuple[Bool[Tensor, "S M"], dict[str, int]]:  # fmt: skip
-    """Train one network per held-out shape from its given points alone: a table in place of the generator."""
-    target = network((recipe.dimensions, model.width, model.width, model.width, 1))
-    table = Table(recipe.held_out, ParamSpec.of(target, joins="replace", gain=2**0.5))
-    alone, everyone = Conditioned(target, table), torch.arange(recipe.held_out)
-
-    def loss(_: Tensor) -> Tensor:
-        logits = alone(given, alone.weights(everyone))[..., 0]
-        return functional.binary_cross_entropy_with_logits(logits, inside.float()) * recipe.held_out
-
-    training = recipe.training.at_rate(model.learning_rate).model_copy(update={"batch_size": 1})
-    history = fit(alone, loss, recipe.steps, training, folder, seed=seed)
-    with torch.no_grad():
-        answers = alone(asked, alone.weights(everyone))[..., 0] > 0
-    per_query = table.spec.numel
-    return answers, {"parameters": per_query * recipe.held_out, "per_query": per_query, "history": history,
-                     "cost": alone.cost()}  # fmt: skip
-
-
-def pictures(shapes: int, dimensions: int) -> Float[Tensor, "S M P"]:
-    """Return the points of one slice through the middle, the same for every shape."""
-    return functional.pad(grid(GRID), (0, dimensions - 2)).expand(shapes, -1, -1)
-
-
 def card(family: Family, given: Tensor) -> dict[str, object]:
     """Say what the row holds and, if it generates, whether the generator is alive."""
-    about: dict[str, object] = {
-        "parameters": sum(one.numel() for one in family.parameters()),
-        "per_query": family.field.per_query,
-    }
+    about: dict[str, object] = {"parameters": trained_parameters(family)}
+    about["per_query"] = family.field.per_query
     if isinstance(family.field, GeneratedField):
-        shape = family.field.shape
-        health = shape.health(family.codes.weight[:24].detach(), given[0])
-        about |= {"cost": shape.cost(), "health": health.to_dict()}
+        about |= family.field.shape.card(family.codes.weight[:24].detach(), given[0])
     return about
 
 

@@ -36,7 +36,6 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from workbench.datasets.digits import Digits, load_digits, relabelled
 from workbench.errors import RunError
@@ -47,16 +46,15 @@ from workbench.families.comparison import (
     comparison_of,
     needs_tokens,
 )
-from workbench.families.tasks import TaskNet, accuracies, learn, loss_of, trained_parameters
+from workbench.families.tasks import TaskNet, accuracies, learn, learn_by_sgd, loss_of, trained_parameters
 from workbench.hypernetworks import ChunkedGenerator, Conditioned, MLPGenerator, ParamSpec
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, epoch_order, rate_factor
+from workbench.training import Training
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
 INPUTS, HIDDEN, CLASSES, CODE = 64, 32, 10, 8
 LAYERS, GENERATOR, CHUNK = 6, (32,), 512
-MOMENTUM = 0.9
 
 
 class InitialisationModel(FamilyModel):
@@ -147,33 +145,6 @@ START: dict[str, Callable[[TaskNet], None]] = {
 }
 
 
-def descend(
-    net: nn.Module, loss: Callable[[Tensor], Tensor], count: int, training: Training, rate: float, seed: int
-) -> list[dict[str, Any]]:
-    """Train by SGD with momentum on the schedule of ``fit``, which has no SGD.
-
-    Raises:
-        RunError: the loss is not finite.
-    """
-    optimiser = torch.optim.SGD(net.parameters(), lr=rate, momentum=MOMENTUM)
-    orders = [epoch_order(count, seed, epoch).split(training.batch_size) for epoch in range(training.epochs)]
-    history, step, total = [], 0, sum(map(len, orders))
-    for epoch, order in enumerate(tqdm(orders, desc="SGD", leave=False)):
-        values = []
-        for items in order:
-            value = loss(items)
-            if not torch.isfinite(value):
-                raise RunError(f"the loss is {value.item()} in epoch {epoch + 1} with learning rate {rate:g}")
-            optimiser.zero_grad()
-            value.backward()
-            optimiser.param_groups[0]["lr"] = rate * rate_factor(training, step, total)
-            optimiser.step()
-            values.append(float(value.detach()))
-            step += 1
-        history.append({"epoch": epoch + 1, "loss": sum(values) / len(values)})
-    return history
-
-
 @torch.no_grad()
 def signal(net: TaskNet, inputs: Float[Tensor, "N 64"]) -> list[float]:
     """Return log10 of the standard deviation of every layer's output, under the first task's weights."""
@@ -201,7 +172,8 @@ def measure(
             about["history"] = learn(net, tasks, everything, training, folder, seed=seed)
         else:
             loss, count = loss_of(net, tasks, everything), tasks.labels["train"].shape[1]
-            about["history"] = descend(net, loss, count, training, recipe.sgd_learning_rate, seed)
+            rate = recipe.sgd_learning_rate
+            about["history"] = learn_by_sgd(net, loss, count, training, rate=rate, seed=seed)
         accuracy, diverged = float(accuracies(net, tasks, recipe.tasks).mean()), False
         about |= net.about(tasks)
     except RunError as problem:

@@ -9,14 +9,19 @@ Shape letters: U tasks, S shown points, D inputs, C condition width.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from workbench.families.comparison import Outcome
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec
+from workbench.training import DrawnLoss
 
 INPUTS, POINTS, NOISE = 8, 12, 0.25
+DRAWN = 10  # tasks for each item of a batch: they are cheap
 CLOSED = {"least_squares": 0.0, "ridge": INPUTS * NOISE**2}  # q of equation (2)
 
 
@@ -55,3 +60,36 @@ class GeneratedLines(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Float[Tensor, "U D 1"]:
         """Return each task's weights."""
         return self.task.weights(self.codes(x, y)).tensors["weight"].mT
+
+
+def measure_lines(
+    penalty: float | None,
+    tasks: int,
+    seed: int,
+    train: Callable[[nn.Module, DrawnLoss], dict[str, Any]],
+) -> Outcome:
+    """Answer new tasks; the expected error of an answer to N(0, I) inputs is |w_S - w|^2.
+
+    Args:
+        penalty: q of equation (2); None for equation (1), which is trained.
+        tasks: how many new ones.
+        seed: of the new tasks.
+        train: trains a network by its loss and returns what the card says.
+    """
+    about: dict[str, Any] = {"parameters": 0}
+    x, y, truth = lines(tasks, torch.Generator().manual_seed(10_000_019 + seed))
+    if penalty is not None:
+        found = closed_form(x, y, penalty)
+    else:
+        net = GeneratedLines()
+
+        def loss(count: int, draw: torch.Generator) -> Tensor:
+            x, y, truth = lines(DRAWN * count, draw)
+            return (net(x, y) - truth).square().sum(1).mean()
+
+        about = train(net, loss)
+        with torch.no_grad():
+            found = net(x, y)
+        about |= net.task.card(net.codes(x[:64], y[:64]), x[0])
+    error = float((found - truth).square().sum(1).mean())
+    return Outcome({"mse_lines": error}, tasks, about)

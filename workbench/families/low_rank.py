@@ -34,10 +34,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
+from workbench.families.tasks import trained_parameters
 from workbench.files import digest
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, fit
+from workbench.training import Training, fit_drawn
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
@@ -158,25 +159,22 @@ def measure(recipe: LowRankRecipe, content: Aspects, model: LowRankModel, seed: 
     conditions, bases = content
     net, training = Embed(model), recipe.training
 
-    def loss(items: Tensor) -> Tensor:
-        # An item is one condition of a batch and its number seeds it: a resumed training sees the same pairs.
-        draw = torch.Generator().manual_seed(int(items[0]) * 1009 + seed)
-        chosen = torch.randperm(SEEN, generator=draw)[: len(items)]
+    def loss(count: int, draw: torch.Generator) -> Tensor:
+        chosen = torch.randperm(SEEN, generator=draw)[:count]
         one, two = pairs(bases[chosen], PAIRS, draw)
         cosines = net(one, conditions[chosen]) @ net(two, conditions[chosen]).mT / TEMPERATURE
-        return functional.cross_entropy(cosines.flatten(0, 1), torch.arange(PAIRS).repeat(len(items)))
+        return functional.cross_entropy(cosines.flatten(0, 1), torch.arange(PAIRS).repeat(count))
 
-    history = fit(net, loss, recipe.steps * training.batch_size, training, folder, seed=seed)
+    history = fit_drawn(net, loss, recipe.steps, training, folder, seed=seed)
     unseen, seen = (conditions[SEEN:], bases[SEEN:]), (conditions[:SEEN], bases[:SEEN])
     values = {
         "recall_at_1": recall(net, unseen, recipe.test_rounds, 10_000_019 + seed),
         "recall_at_1_seen": recall(net, seen, recipe.test_rounds, 10_000_019 + seed),
     }
-    about = {"parameters": sum(one.numel() for one in net.parameters() if one.requires_grad)}
-    about["history"], curves = history, {}
+    about, curves = {"parameters": trained_parameters(net), "history": history}, {}
     if model.kind == "matrix":
         inputs = pairs(bases[:1], PAIRS, torch.Generator().manual_seed(seed))[0][0]
-        about |= {"cost": net.body.cost(), "health": net.body.health(unseen[0], inputs).to_dict()}
+        about |= net.body.card(unseen[0], inputs)
         curves = {"recall_by_rank": ([float(model.rank or D)], [values["recall_at_1"]])}
         with torch.no_grad():
             made = net.body.freeze(unseen[0][0])[0].weight

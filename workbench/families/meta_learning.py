@@ -26,7 +26,6 @@ Source: Finn, Abbeel and Levine (2017), arXiv 1703.03400, sections 2.2 and 5.1; 
 the gradient's as in HyperMAML (2022), arXiv 2205.15745.
 """
 
-import math
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -39,16 +38,18 @@ from torch.nn.functional import mse_loss
 
 from workbench.families.adaptation import Stacked, apply_each, copies, descend
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
-from workbench.families.lines import CLOSED, INPUTS, NOISE, POINTS, GeneratedLines, closed_form, lines
+from workbench.families.fields import network
+from workbench.families.lines import CLOSED, INPUTS, NOISE, POINTS, measure_lines
+from workbench.families.tasks import trained_parameters
+from workbench.families.waves import sinusoids
 from workbench.files import digest
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, fit
+from workbench.training import DrawnLoss, Training, fit_drawn
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
-SHOTS, QUESTIONS, WIDTH, CODE = 10, 20, 40, 64
-LINES = 10  # drawn for each sinusoid of a batch: they are cheap
+SHOTS, QUESTIONS, WIDTH, CODE = 10, 20, 40, 64  # the first points of a task are shown, the others asked
 TEST_STEPS = 10
 Curves = dict[str, tuple[list[float], list[float]]]
 
@@ -90,26 +91,12 @@ def load_data(recipe: MetaRecipe) -> Loaded:
     return Loaded(None, digest(f"sinusoids {SHOTS}", f"lines {INPUTS} {POINTS} {NOISE}"), {"test": tasks})
 
 
-def sinusoids(count: int, draw: torch.Generator) -> tuple[Float[Tensor, "U SQ 1"], Float[Tensor, "U SQ 1"]]:
-    """Draw tasks: the first ``SHOTS`` points are shown, the others asked."""
-    heights = 0.1 + 4.9 * torch.rand(count, 1, 1, generator=draw)
-    phases = math.pi * torch.rand(count, 1, 1, generator=draw)
-    x = 10 * torch.rand(count, SHOTS + QUESTIONS, 1, generator=draw) - 5
-    return x, heights * torch.sin(x + phases)
-
-
-def network(inputs: int, width: int) -> nn.Sequential:
-    """Build the network that answers."""
-    hidden = nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-    return nn.Sequential(*hidden, nn.Linear(width, 1))
-
-
 class Gradient(nn.Module):
     """Equations (1) and (2): one start for all tasks."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.target = network(1, width)
+        self.target = network((1, width, width, 1))
 
     def start(self, x: Tensor, y: Tensor) -> Stacked:
         """Return the start of each task: the same."""
@@ -121,7 +108,7 @@ class Generated(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.read, target = reader(), network(1, width)
+        self.read, target = reader(), network((1, width, width, 1))
         self.task = Conditioned(target, MLPGenerator(CODE, ParamSpec.of(target), (CODE,), unit=True))
 
     @property
@@ -143,7 +130,7 @@ class Concatenated(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.read, self.target = reader(), network(1 + CODE, width)
+        self.read, self.target = reader(), network((1 + CODE, width, width, 1))
 
     def forward(self, x: Tensor, y: Tensor, questions: Float[Tensor, "U Q 1"]) -> Float[Tensor, "U Q 1"]:
         """Answer questions."""
@@ -153,8 +140,7 @@ class Concatenated(nn.Module):
 
 def reader() -> nn.Sequential:
     """Build r of equation (3)."""
-    first = nn.Linear(2, CODE), nn.GELU()
-    return nn.Sequential(*first, nn.Linear(CODE, CODE), nn.GELU(), nn.Linear(CODE, CODE))
+    return network((2, CODE, CODE, CODE), nn.GELU)
 
 
 def answer(net: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float) -> Float[Tensor, "U Q 1"]:
@@ -167,45 +153,33 @@ def answer(net: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float) -> Flo
 
 
 def measure(recipe: MetaRecipe, content: None, model: MetaModel, seed: int, folder: Path) -> Outcome:
-    """Train one row and answer new tasks."""
-    of_lines = model.kind in ("generated_lines", *CLOSED)
-    return (_lines if of_lines else _sinusoids)(recipe, model, seed, folder)
+    """Train one row and answer new tasks, after 0 to ``TEST_STEPS`` gradient steps if it takes any."""
 
+    def train(net: nn.Module, loss: DrawnLoss) -> dict[str, Any]:
+        training, began = recipe.training.at_rate(model.learning_rate), time.process_time()
+        history = fit_drawn(net, loss, model.steps, training, folder, seed=seed)
+        seconds = round(time.process_time() - began, 2)
+        return {"parameters": trained_parameters(net), "cpu_seconds": seconds, "history": history}
 
-def _train(
-    net: nn.Module, loss: Any, recipe: MetaRecipe, model: MetaModel, seed: int, folder: Path
-) -> dict[str, Any]:
-    """Train on drawn tasks; return what the card says."""
-    training, began = recipe.training.at_rate(model.learning_rate), time.process_time()
-
-    def of_items(items: Tensor) -> Tensor:
-        # An item is one task and its number seeds it: a resumed training sees the same tasks.
-        return loss(len(items), torch.Generator().manual_seed(int(items[0]) * 1009 + seed))
-
-    history = fit(net, of_items, model.steps * training.batch_size, training, folder, seed=seed)
-    parameters = sum(one.numel() for one in net.parameters() if one.requires_grad)
-    seconds = round(time.process_time() - began, 2)
-    return {"parameters": parameters, "cpu_seconds": seconds, "history": history}
-
-
-def _sinusoids(recipe: MetaRecipe, model: MetaModel, seed: int, folder: Path) -> Outcome:
-    """Measure a row on sinusoids, after 0 to ``TEST_STEPS`` gradient steps where it can take them."""
+    if model.kind in ("generated_lines", *CLOSED):
+        return measure_lines(CLOSED.get(model.kind), recipe.test_tasks, seed, train)
     net = {"gradient": Gradient, "hyper": Generated, "concat": Concatenated}[model.kind](model.width)
 
     def loss(count: int, draw: torch.Generator) -> Tensor:
-        x, y = sinusoids(count, draw)
+        x, y = sinusoids(count, SHOTS + QUESTIONS, draw)
         return mse_loss(answer(net, x, y, model.inner_steps, recipe.rate), y[:, SHOTS:])
 
-    about = _train(net, loss, recipe, model, seed, folder)
-    x, y = sinusoids(recipe.test_tasks, torch.Generator().manual_seed(10_000_019 + seed))
+    about = train(net, loss)
+    draw = torch.Generator().manual_seed(10_000_019 + seed)
+    x, y = sinusoids(recipe.test_tasks, SHOTS + QUESTIONS, draw)
     steps = [0] if model.kind == "concat" else [*range(TEST_STEPS + 1)]
     with torch.no_grad():
         errors = [float(mse_loss(answer(net, x, y, many, recipe.rate), y[:, SHOTS:])) for many in steps]
     if model.kind == "hyper":
         codes = net.codes(x[:64, :SHOTS], y[:64, :SHOTS]).detach()
-        about |= {"cost": net.task.cost(), "health": net.task.health(codes, x[0]).to_dict()}
+        about |= net.task.card(codes, x[0])
     own = errors[TEST_STEPS] if model.kind == "gradient" else errors[0]
-    ratio = about["parameters"] / sum(one.numel() for one in network(1, WIDTH).parameters())
+    ratio = about["parameters"] / trained_parameters(network((1, WIDTH, WIDTH, 1)))
     values = {"mse": own, "parameter_ratio": ratio}
     values |= {f"mse_step_{many}": errors[many] for many in (0, 1, TEST_STEPS) if many in steps}
     curves = {"mse_by_step": ([float(many) for many in steps], errors)}
@@ -221,28 +195,6 @@ def _one_task(net: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float) -> 
     parts = {"shown": (x[:, :SHOTS], y[:, :SHOTS]), "asked": (x[:, SHOTS:], y[:, SHOTS:])}
     parts["answer"] = line, found
     return {name: (one.flatten().tolist(), two.flatten().tolist()) for name, (one, two) in parts.items()}
-
-
-def _lines(recipe: MetaRecipe, model: MetaModel, seed: int, folder: Path) -> Outcome:
-    """Measure a row on lines; the expected error of an answer to N(0, I) inputs is |w_S - w|^2."""
-    about: dict[str, Any] = {"parameters": 0}
-    x, y, truth = lines(recipe.test_tasks, torch.Generator().manual_seed(10_000_019 + seed))
-    if model.kind in CLOSED:
-        found = closed_form(x, y, CLOSED[model.kind])
-    else:
-        net = GeneratedLines()
-
-        def loss(count: int, draw: torch.Generator) -> Tensor:
-            x, y, truth = lines(LINES * count, draw)
-            return (net(x, y) - truth).square().sum(1).mean()
-
-        about = _train(net, loss, recipe, model, seed, folder)
-        with torch.no_grad():
-            found = net(x, y)
-        health = net.task.health(net.codes(x[:64], y[:64]), x[0])
-        about |= {"cost": net.task.cost(), "health": health.to_dict()}
-    error = float((found - truth).square().sum(1).mean())
-    return Outcome({"mse_lines": error}, recipe.test_tasks, about)
 
 
 compare = comparison_of(measure)

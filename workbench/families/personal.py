@@ -36,10 +36,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench.families.comparison import FamilyModel, FamilyRecipe, Outcome, comparison_of, needs_tokens
+from workbench.families.tasks import trained_parameters
 from workbench.files import digest
 from workbench.hypernetworks import Conditioned, MLPGenerator, ParamSpec
 from workbench.papers.comparison import Loaded
-from workbench.training import Training, fit
+from workbench.training import Training, fit_drawn
 
 __all__ = ["RECIPE", "compare", "load_data", "needs_tokens"]
 
@@ -152,7 +153,7 @@ def measure(
         net = Personal(recipe.hidden)
         about = _train(net, train, recipe, seed, folder)
         seen = net.codes(items[:64, : GIVEN[1]], ratings[:64, : GIVEN[1]]).detach()
-        about |= {"cost": net.scorer.cost(), "health": net.scorer.health(seen, items[0]).to_dict()}
+        about |= net.scorer.card(seen, items[0])
     learned = learned_penalty(train)
 
     def error(kind: str, given: int) -> float:
@@ -176,23 +177,17 @@ def measure(
 def _train(net: Personal, train: Ratings, recipe: PersonalRecipe, seed: int, folder: Path) -> dict[str, Any]:
     """Train equation (2) on the known users; return what the card says."""
     items, ratings = train
-    training = recipe.training
 
-    def loss(numbers: Tensor) -> Tensor:
-        # An item's number seeds the draw, so that a resumed training repeats exactly.
-        draw = torch.Generator().manual_seed(int(numbers[0]) * 1009 + seed)
-        users = torch.randint(USERS, (len(numbers), 1), generator=draw)
-        order = torch.rand(len(numbers), RATINGS, generator=draw).argsort(1)
+    def loss(count: int, draw: torch.Generator) -> Tensor:
+        users = torch.randint(USERS, (count, 1), generator=draw)
+        order = torch.rand(count, RATINGS, generator=draw).argsort(1)
         given = int(torch.randint(min(GIVEN), max(GIVEN) + 1, (1,), generator=draw))
         shown, asked = order[:, :given], order[:, given:]
         weights = net.weights(items[users, shown], ratings[users, shown])
         return squared_error(weights, items[users, asked], ratings[users, asked])
 
-    history = fit(net, loss, recipe.steps * training.batch_size, training, folder, seed=seed)
-    return {
-        "parameters": sum(one.numel() for one in net.parameters() if one.requires_grad),
-        "history": history,
-    }
+    history = fit_drawn(net, loss, recipe.steps, recipe.training, folder, seed=seed)
+    return {"parameters": trained_parameters(net), "history": history}
 
 
 compare = comparison_of(measure)

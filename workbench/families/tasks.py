@@ -11,10 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm.auto import tqdm
 
 from workbench.datasets.digits import Tasks
+from workbench.errors import RunError
 from workbench.hypernetworks import Conditioned, GeneratedWeights, Table
-from workbench.training import Training, fit
+from workbench.training import Training, epoch_order, fit, rate_factor
+
+MOMENTUM = 0.9
 
 
 class TaskNet(nn.Module):
@@ -42,8 +46,7 @@ class TaskNet(nn.Module):
     def about(self, tasks: Tasks) -> dict[str, Any]:
         """Return cost and health for the card."""
         conditions = self.conditions(slice(None)).detach()
-        health = self.net.health(conditions, tasks.inputs["test"][0]).to_dict()
-        return {"cost": self.net.cost(), "health": health}
+        return self.net.card(conditions, tasks.inputs["test"][0])
 
 
 class SharedNet(nn.Module):
@@ -119,6 +122,50 @@ def learn(
     count = tasks.labels["train"].shape[1]
     rates = {} if own_rate is None else {"net.generator.": own_rate, "codes.": own_rate}
     return fit(net, loss_of(net, tasks, which, beta), count, training, folder, seed=seed, rates=rates)
+
+
+def learn_by_sgd(
+    net: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    count: int,
+    training: Training,
+    *,
+    rate: float,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Learn by SGD with momentum on the schedule of ``fit``, which has no SGD.
+
+    Args:
+        net: trained in place.
+        loss: from the indices of digits to a scalar, see :func:`loss_of`.
+        count: of the digits to learn from.
+        training: its learning rate is not used.
+        rate: learning rate, which goes up and down as ``training`` says.
+        seed: of the order of digits.
+
+    Returns:
+        Loss by epoch.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    optimiser = torch.optim.SGD(net.parameters(), lr=rate, momentum=MOMENTUM)
+    orders = [epoch_order(count, seed, epoch).split(training.batch_size) for epoch in range(training.epochs)]
+    history, step, total = [], 0, sum(map(len, orders))
+    for epoch, order in enumerate(tqdm(orders, desc="SGD", leave=False)):
+        values = []
+        for items in order:
+            value = loss(items)
+            if not torch.isfinite(value):
+                raise RunError(f"the loss is {value.item()} in epoch {epoch + 1} with learning rate {rate:g}")
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.param_groups[0]["lr"] = rate * rate_factor(training, step, total)
+            optimiser.step()
+            values.append(float(value.detach()))
+            step += 1
+        history.append({"epoch": epoch + 1, "loss": sum(values) / len(values)})
+    return history
 
 
 def going_on(history: list[dict[str, Any]], found: list[dict[str, Any]], task: int) -> list[dict[str, Any]]:

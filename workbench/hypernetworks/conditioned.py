@@ -284,6 +284,15 @@ class Conditioned(nn.Module):
         """Return what the generator costs; see :func:`~workbench.hypernetworks.generators.cost_of`."""
         return cost_of(self.generator)
 
+    def card(self, conditions: Shaped[Tensor, " U *C"], inputs: Tensor) -> dict[str, dict[str, Any]]:
+        """Return what a run's card says of a generator: cost and health.
+
+        Args:
+            conditions: distinct ones.
+            inputs: for one condition; each is computed under every condition.
+        """
+        return {"cost": self.cost(), "health": self.health(conditions, inputs).to_dict()}
+
 
 def _put(module: nn.Module, name: str, part: nn.Module) -> None:
     """Put a part in place of the one of that name."""
