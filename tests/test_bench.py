@@ -157,7 +157,8 @@ def test_generated_weights_are_held_against_plain_ways_with_a_bar_and_against_ot
         "8 rows, one condition each, 12 x 12, rank 2": ("form A B", ">= 20"),
         "generate and apply, 8 rows of 2 conditions, 12 x 12": ("per row", ">= 4"),
         "one condition for 8 images of 8 pixels, applied": ("the plain module", ">= 1/1.2"),
-        "2 conditions, 4 images of 8 pixels each, applied": ("plain modules in turn", ""),
+        "2 conditions, 4 images of 8 pixels each, applied together": ("plain modules in turn", ""),
+        "2 conditions, 4 images of 8 pixels each, applied one by one": ("plain modules in turn", ""),
     }
     beside = set()
     for place, (job, (plain, bar)) in enumerate(jobs.items()):

@@ -290,6 +290,18 @@ def test_conditions_of_another_width_and_numbers_that_are_none_are_said(conditio
         model.generator.head.bias[7] = math.nan
     with pytest.raises(RunError, match=r"NaN or infinity for enter\.weight"):
         model.weights(conditions)
+    with torch.no_grad():
+        model.generator.head.bias[7:9] = torch.tensor([math.inf, -math.inf])  # their sum is no number either
+    with pytest.raises(RunError, match=r"NaN or infinity for enter\.weight"):
+        model.weights(conditions)
+
+
+def test_numbers_whose_sum_overflows_are_numbers(conditions):
+    model = model_of()
+    with torch.no_grad():
+        model.generator.head.bias[:20] = 3e38
+    found = model.weights(conditions)
+    assert any(not torch.isfinite(one.sum()) for one in found.tensors.values())
 
 
 def test_inputs_that_fit_no_number_of_conditions_are_said(conditions, inputs):

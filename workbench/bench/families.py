@@ -171,5 +171,9 @@ def _conditions(device: str) -> list[dict[str, Any]]:
         return torch.cat([one(part) for one, part in zip(plain, images, strict=True)])
 
     references = {"plain modules in turn": in_turn, **_images(model, weights, list(images))}
-    name = f"{UNIQUE} conditions, {ROWS // UNIQUE} images of {PIXELS} pixels each, applied"
-    return _measured(name, lambda: model(images, weights).flatten(0, 1), references, device)
+    found = []
+    for one_by_one, how in ((False, "together"), (True, "one by one")):
+        ours = Conditioned(model.target, model.generator, one_by_one=one_by_one).eval()
+        name = f"{UNIQUE} conditions, {ROWS // UNIQUE} images of {PIXELS} pixels each, applied {how}"
+        found += _measured(name, lambda ours=ours: ours(images, weights).flatten(0, 1), references, device)
+    return found

@@ -61,8 +61,9 @@ class Conditioned(nn.Module):
             target: any module; linear layers that get factors are wrapped in place.
             generator: its ``spec`` names parameters of the target, see ``ParamSpec.of``.
             learn_base: train the target's own parameters as well; those that are replaced never are.
-            one_by_one: compute several conditions in turn, not together: slower, but it takes modules that
-                branch on the values of a tensor, as transformers do on the mask of the tokens.
+            one_by_one: compute several conditions in turn, not together. It takes modules that branch on the
+                values of a tensor, as transformers do on the mask of the tokens. It is slower for many
+                conditions of few rows, and on a CPU faster for convolutions under few conditions.
 
         Raises:
             ValueError: the generator's weights are for another module: a name or a shape differs; or for
@@ -107,7 +108,8 @@ class Conditioned(nn.Module):
         """
         found = self.generator(conditions)
         for name, tensor in found.tensors.items():
-            if not torch.isfinite(tensor).all():
+            # One pass and no memory; a sum of finite numbers may overflow, so only then each is looked at.
+            if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
                 raise RunError(
                     f"the generator yields NaN or infinity for {name}; look at the conditions, lower the "
                     "learning rate or clip gradients"
