@@ -93,14 +93,17 @@ def test_the_agreement_score_is_scipys_spearman():
 def test_whitening_brings_random_pairs_to_zero_and_covariances_to_the_identity(encoder):
     table = whitening_table(encoder, kept=32)
     cells = {(row["layer"], row["treatment"]): row for row in table.to_dicts()}
-    assert len(cells) == 6
-    for layer in ("first layer", "last layer"):
+    assert len(cells) == 9
+    for layer in ("first layer", "last layer", "both, averaged"):
         assert abs(cells[layer, "whitened"]["mean_cosine"]) < 0.05
         assert cells[layer, "whitened"]["off_identity"] < 1e-3
         assert cells[layer, "as it is"]["off_identity"] is None
     assert cells["first layer", "as it is"]["mean_cosine"] > 0.5
     whole = agreement_measured(encoder.encode(held_out()["sentence"].to_list()))["spearman"]
     assert cells["last layer", "as it is"]["spearman"] == pytest.approx(whole, abs=1e-3)
+    both = depth_embeddings(encoder, held_out()["sentence"].to_list(), (1, 6)).sum(0)
+    expected = agreement_measured(both)["spearman"]
+    assert cells["both, averaged", "as it is"]["spearman"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_dead_generator_is_told_from_a_living_one_and_the_model_stays_as_it_was(model):

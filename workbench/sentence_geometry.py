@@ -153,15 +153,17 @@ def whitening_table(encoder: TextEncoder, kept: int = KEPT) -> pl.DataFrame:
         kept: components.
 
     Returns:
-        One row per layer and treatment: layer, treatment ("as it is", "centred", "whitened"), mean_cosine (of
+        One row per layer ("first layer", "last layer", and "both, averaged", which is WhiteningBERT's pooling
+        but for the norms, one here) and treatment ("as it is", "centred", "whitened"): mean_cosine (of
         different sentences, ideal about 0), spearman, low, high and sentences (:func:`agreement_measured`)
         and off_identity (largest difference of the covariance of the rows it was fitted on from the identity;
         null unless whitened).
     """
     fitted = sentences().filter(split="train")["sentence"].to_list()
     texts = held_out()["sentence"].to_list()
-    states, found = depth_embeddings(encoder, [*fitted, *texts], (1, depth_of(encoder))), []
-    for layer, rows in zip(("first layer", "last layer"), states, strict=True):
+    first, last = depth_embeddings(encoder, [*fitted, *texts], (1, depth_of(encoder)))
+    layers, found = {"first layer": first, "last layer": last, "both, averaged": (first + last) / 2}, []
+    for layer, rows in layers.items():
         train, test = rows.split([len(fitted), len(texts)])
         white = whitening(moments_of(train), kept)
         covariance = moments_of(white(train)).covariance

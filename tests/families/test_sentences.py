@@ -1,6 +1,5 @@
 """SimCSE and DiffCSE: what is replaced, what the gradient reaches, ablations."""
 
-import math
 
 import numpy as np
 import polars as pl
@@ -182,11 +181,11 @@ def test_the_loss_of_the_first_step_is_the_contrast_of_two_readings(content, tmp
     assert history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_twenty_steps_spread_the_sentences_and_lower_the_loss(outcomes, recipe):
+def test_twenty_steps_spread_the_sentences_and_lower_the_loss(outcomes):
     for name in ("simcse", "simcse_no_dropout", "diffcse"):
         assert outcomes[name].values["uniformity"] < outcomes["untrained"].values["uniformity"] - 0.3
     history = outcomes["simcse"].about["history"]
-    assert history[-1]["loss"] < math.log(recipe.training.batch_size) + math.log(2)
+    assert history[-1]["loss"] < history[0]["loss"] - 0.5
 
 
 def test_a_detector_beside_simcse_leaves_the_encoder_as_it_is(recipe, content, tmp_path):

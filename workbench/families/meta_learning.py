@@ -16,7 +16,7 @@ The limit of (3) is shown on lines, where a closed form exists (:mod:`workbench.
 The training steps of a row are chosen so that each learned row on sinusoids takes about the same CPU time;
 a card's ``cpu_seconds`` says what it took. An error is over new tasks and points without noise.
 
-Deviation: Finn et al. train for 70,000 iterations; here a row has two to three seconds. The learning rate of
+Deviation: Finn et al. train for 70,000 iterations; here a row has about two seconds. The learning rate of
 the recipe is the best of 2e-3, 5e-3, 1e-2 (and 2e-2 for MAML) for MAML, the generator and ``concat`` alike,
 looked up on the first seed's test tasks. What reads the examples is ours.
 

@@ -46,6 +46,7 @@ from workbench.evaluation.retrieval import recall_values, retrieval_ranks
 from workbench.families.comparison import FamilyModel, Outcome, SplitRecipe, comparison_of, needs_tokens
 from workbench.families.views import Views, captioned_photographs, digit_halves
 from workbench.geometry.closed_form import canonical, factor, ridge
+from workbench.geometry.uniformity import placement
 from workbench.geometry.whitening import moments_of
 from workbench.objectives import paired_contrastive, sigmoid_contrastive, triplet_margin, triplet_ratio
 from workbench.papers.comparison import Loaded
@@ -183,7 +184,9 @@ def measure(recipe: ObjectiveRecipe, views: Views, model: ObjectiveModel, seed: 
             about.setdefault("history", history)
             about["parameters"] = sum(one.numel() for one in net.parameters() if one.grad is not None)
         with torch.no_grad():
-            values[name] = recall(*net(*views.asked))
+            x, y = net(*views.asked)
+            values[name] = recall(x, y)
+            about.setdefault("geometry", placement(x[:, 0], y, torch.cat([x.flatten(0, 1), y])))
     return Outcome(values, count, about)
 
 
