@@ -1,6 +1,5 @@
 """SimCSE and DiffCSE: what is replaced, what the gradient reaches, ablations."""
 
-
 import numpy as np
 import polars as pl
 import pytest
