@@ -144,7 +144,7 @@ def test_the_generator_starts_every_coefficient_at_unit_variance_whatever_the_wi
     for hidden in ((8,), (256,)):
         torch.manual_seed(0)
         spec = ParamSpec.of(nn.Linear(64, 64), joins="replace", gain=1.0)
-        made = MLPGenerator(16, spec, hidden, unit=True)(torch.randn(64, 16))
+        made = MLPGenerator(16, spec, hidden)(torch.randn(64, 16))
         # Weights of fan-in 64 and gain 1: standard deviation 1/8; 64 x 4,096 draws of few degrees of freedom.
         assert made.tensors["weight"].std().item() == pytest.approx(1 / 8, rel=0.05)
 
