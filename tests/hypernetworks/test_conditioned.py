@@ -15,6 +15,7 @@ from workbench.hypernetworks import (
     MLPGenerator,
     ParamSpec,
     RandomProjection,
+    Rows,
     Slot,
     Table,
 )
@@ -309,8 +310,33 @@ def test_inputs_that_fit_no_number_of_conditions_are_said(conditions, inputs):
     weights = model.weights(conditions)
     with pytest.raises(ValueError, match=r"4 conditions need inputs of shape \[4, M"):
         model(inputs[:3], weights)
-    with pytest.raises(ValueError, match="conditions up to 4"):
-        model(inputs[0], weights, torch.full((MEMBERS,), 4))
+
+
+@pytest.mark.parametrize(
+    ("rows", "got"),
+    [
+        ([0, -1, 2], r"from -1 to 2, of shape \(3,\)"),
+        ([0, 4, 2], r"from 0 to 4, of shape \(3,\)"),
+        ([0.0, 1.0, 2.0], r"of shape \(3,\) and type torch\.float32"),
+        ([True] * 3, r"of shape \(3,\) and type torch\.bool"),
+        ([[0], [1], [2]], r"from 0 to 2, of shape \(3, 1\)"),
+        (torch.empty(0, dtype=torch.long), r"of shape \(0,\) and type torch\.int64"),
+        (Rows.of(torch.tensor([0, -1, 2])), r"from -1 to 2, of shape \(3,\)"),
+        (Rows.of(torch.tensor([0, 0])), r"from 0 to 0, of shape \(2,\)"),
+    ],
+)
+def test_rows_that_are_no_condition_of_each_input_are_refused(rows, got, conditions):
+    model, rows = model_of(), torch.tensor(rows) if isinstance(rows, list) else rows
+    said = rf"integers from 0 to 3, as many as inputs \(3\) and at least one; got numbers {got}"
+    with pytest.raises(ValueError, match=said):
+        model(torch.randn(3, WIDTH), model.weights(conditions), rows)
+
+
+def test_rows_may_be_integers_of_any_size(conditions):
+    model, inputs, rows = model_of(), torch.randn(3, WIDTH), torch.tensor([3, 1, 3])
+    weights = model.weights(conditions)
+    for kind in (torch.int32, torch.uint8):
+        assert torch.equal(model(inputs, weights, rows.to(kind)), model(inputs, weights, rows))
 
 
 def test_running_statistics_under_several_conditions_are_refused_by_name(conditions):
