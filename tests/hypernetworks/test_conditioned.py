@@ -305,6 +305,14 @@ def test_numbers_whose_sum_overflows_are_numbers(conditions):
     assert any(not torch.isfinite(one.sum()) for one in found.tensors.values())
 
 
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_health_of_numbers_that_are_none_says_the_same(with_inputs, conditions, inputs):
+    model = model_of()
+    model.generator.head.bias.data[7] = math.nan
+    with pytest.raises(RunError, match=r"NaN or infinity for enter\.weight"):
+        model.health(conditions, inputs[0] if with_inputs else None)
+
+
 def test_inputs_that_fit_no_number_of_conditions_are_said(conditions, inputs):
     model = model_of()
     weights = model.weights(conditions)

@@ -20,7 +20,7 @@ from workbench.errors import RunError
 from workbench.hypernetworks.apply import Rows
 from workbench.hypernetworks.calls import Tree, call_each
 from workbench.hypernetworks.generators import cost_of
-from workbench.hypernetworks.health import Health, health_of
+from workbench.hypernetworks.health import Health, health_of_weights
 from workbench.hypernetworks.spec import GeneratedWeights, Slot, refuse_shared
 
 
@@ -268,16 +268,21 @@ class Conditioned(nn.Module):
             inputs: for one condition; each is computed under every condition.
             *more: further arguments of the target, for one condition as well.
             **named: its keyword arguments.
+
+        Raises:
+            RunError: the generator yields NaN or infinity.
         """
-        outputs = None
+        weights, outputs = self.weights(conditions), None
         if inputs is not None:
             self._refuse_running_statistics()
-            tensors = self.parameters_of(self.weights(conditions))
+            tensors = self.parameters_of(weights)
             _, call = Tree.take(((inputs, *more), named), lambda _: False)
             found, _ = call_each(self.target, tensors, call, [], one_by_one=self.one_by_one)
             parts = [one.reshape(len(one), -1) for one in found if one.is_floating_point()]
             outputs = torch.cat(parts, 1) if parts else None
-        return health_of(self.generator, conditions, self._start, outputs)
+        head = None if self._start is None else self.generator.head.weight
+        own = dict(self.target.named_parameters())
+        return health_of_weights(weights, head, self._start, outputs, own)
 
     def cost(self) -> dict[str, int]:
         """Return what the generator costs; see :func:`~workbench.hypernetworks.generators.cost_of`."""
