@@ -15,7 +15,7 @@ from workbench.files import canonical_json, sha256_of
 from workbench.papers import FAMILIES, READS_TEXT, paper_of
 from workbench.report import footer_of, write_index, write_run_report
 from workbench.runs import Run
-from workbench.sections import run_sections
+from workbench.sections import how_cards, run_sections
 from workbench.tables import (
     Table,
     bar_table,
@@ -422,6 +422,26 @@ def test_cards_tell_how_embeddings_lie_where_that_was_measured(tiny_run, tiny_zo
     assert "perfectly aligned" in write_run_report(tiny_run).read_text()
     assert "alignment" in card_table(tiny_zoo_run).columns
     assert "alignment" not in card_table(tiny_family_run).columns
+
+
+def test_cards_tell_what_is_added_beside_the_own_weights_where_that_was_measured(tiny_run, altered):
+    run = altered()
+    of = [card for card in run.cards if "health" in card and card["seed"] is not None]
+    assert len({card["model"] for card in of}) > 1
+    # A run from before this was measured.
+    for card in of:
+        card["health"].pop("over_own", None)
+    told = "the norm of what is added to a layer"
+    assert "generated / own" not in card_table(run).columns
+    assert told not in " ".join(how_cards(run))
+    of[0]["health"]["over_own"] = 0.3125
+    table = card_table(run)
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert rows[of[0]["model"]]["generated / own"] == "0.312"
+    others = {row["generated / own"] for name, row in rows.items() if name != of[0]["model"]}
+    assert others == {"-"}
+    assert rows[of[0]["model"]]["generator"] == of[0]["health"]["verdict"]
+    assert told in " ".join(how_cards(run))
 
 
 def test_cards_tell_operations_where_they_were_counted(tiny_run, tiny_zoo_run):

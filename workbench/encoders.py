@@ -253,14 +253,23 @@ def _open_model(name: str, device: str) -> "SentenceTransformer":  # noqa: F821
         ) from problem
 
 
-def check_finite(embeddings: np.ndarray | Tensor, what: str) -> None:
+def check_finite(embeddings: np.ndarray | Tensor, what: str, *, zeros: bool = False) -> None:
     """Refuse vectors that no similarity is defined for.
+
+    Args:
+        embeddings: one vector per row.
+        what: the rows are, for the message.
+        zeros: let vectors of zeros pass, which only a cosine minds.
 
     Raises:
         DataError: a row holds NaN or infinity, or is all zeros; the row is named.
     """
     table = torch.as_tensor(embeddings)
-    bad = (~torch.isfinite(table).all(-1)) | (table.abs().amax(-1) == 0)
+    bad = ~torch.isfinite(table).all(-1)
+    if not zeros:
+        bad |= table.abs().amax(-1) == 0
     if bad.any():
         row = int(bad.nonzero()[0, 0])
+        if zeros:
+            raise DataError(f"{what}, row {row}: the vector holds NaN or infinity; leave it out or mend it")
         raise DataError(f"{what}, row {row}: the vector is zero, NaN or infinite, its cosine is undefined")

@@ -13,6 +13,7 @@ from workbench.papers import load_recipe
 from workbench.runs import Run
 from workbench.tables import (
     Table,
+    adds,
     bar_table,
     best_first,
     card_table,
@@ -52,6 +53,10 @@ _GEOMETRY = (
     "that agree under a condition, queries and their tails, images and their class names or captions, texts "
     "that say the same. Uniformity is how evenly embeddings fill the sphere (about -4 if evenly, 0 if all "
     "are one point); a space that collapses is perfectly aligned."
+)
+_ADDED = (
+    "Generated / own is the norm of what is added to a layer over the norm of the layer's own weights, the "
+    "largest over layers and conditions (sound from 0.0001 to 10)."
 )
 _ZOO = "hyper_align"  # the paper whose runs are about pairs of encoders
 _TOLD_APART = ("pair", "image")  # groups of such a run that its own sections tell in one table or map
@@ -152,7 +157,8 @@ def _zoo_sections(run: Run) -> list[Section]:
 
 def how_cards(run: Run) -> list[str]:
     """Say how the table of cards is to be read."""
-    return [HOW_CARDS, *([_GEOMETRY] if any("geometry" in card for card in run.cards) else [])]
+    geometry = any("geometry" in card for card in run.cards)
+    return [HOW_CARDS, *([_ADDED] if adds(run) else []), *([_GEOMETRY] if geometry else [])]
 
 
 def said_of(run: Run) -> list[str]:

@@ -327,12 +327,17 @@ def findings(run: Run) -> list[str]:
     return lines
 
 
+def adds(run: Run) -> bool:
+    """Whether a run's cards say how large generated weights are beside those that they are added to."""
+    return any("over_own" in (card.get("health") or {}) for card in run.cards)
+
+
 def card_table(run: Run) -> Table:
     """Print what each trained model costs and whether its generator is sound, first seed."""
     rows, seen = [], set()
     counted = any("flops" in card for card in run.cards)
     swapped = any("swap_seconds" in card for card in run.cards)
-    embedded = any("geometry" in card for card in run.cards)
+    embedded, added = any("geometry" in card for card in run.cards), adds(run)
     for card in run.cards:
         if card["seed"] is None or card["model"] in seen:
             continue
@@ -341,11 +346,9 @@ def card_table(run: Run) -> Table:
         generator = (
             [f"{cost['generator_parameters']:,}", f"{cost['generated_parameters']:,}"] if cost else ["-", "-"]
         )
-        alive = (
-            [f"{health['effective_rank']:.1f} of {health['conditions']}", health["verdict"]]
-            if health
-            else ["-", "-"]
-        )
+        rank = f"{health['effective_rank']:.1f} of {health['conditions']}" if health else "-"
+        beside = [_number((health or {}).get("over_own"))] if added else []
+        alive = [rank, *beside, health["verdict"] if health else "-"]
         even = str(cost["break_even_conditions"]) if cost else "-"
         lie = card.get("geometry") or {}
         places = [_number(lie.get("alignment")), _number(lie.get("uniformity"))] if embedded else []
@@ -369,7 +372,8 @@ def card_table(run: Run) -> Table:
     columns += ["milliseconds per swap"] if swapped else []
     columns.append(f"peak MiB, of the {whose}")
     columns += ["of the generator", "generated per condition"]
-    columns += ["break-even conditions", "effective rank", "generator"]
+    columns += ["break-even conditions", "effective rank", *(["generated / own"] if added else [])]
+    columns.append("generator")
     return Table([*columns, *(["alignment", "uniformity"] if embedded else [])], rows)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
+from workbench.errors import DataError
 from workbench.families.continual import ContinualModel, network
 from workbench.geometry.matrices import singular_values
 from workbench.geometry.rank import STILL, Ranks, ranks, ranks_of_products, spectrum_rank
@@ -177,3 +178,23 @@ def test_ranks_are_written_as_numbers_with_the_verdict():
         "relative_spread": 0.5,
         "verdict": "sound",
     }
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rows_and_products_that_are_no_numbers_are_named(bad):
+    rows = drawn(6, 4)
+    rows[3, 1] = bad
+    with pytest.raises(DataError, match="ranks, row 3: the vector holds NaN or infinity"):
+        ranks(rows)
+    inner = torch.eye(5)
+    inner[2, 4] = bad
+    with pytest.raises(DataError, match="inner products, row 2"):
+        ranks_of_products(inner)
+
+
+def test_a_generator_that_yields_no_numbers_has_no_health_but_a_message():
+    generator = LinearGenerator(12, ParamSpec((Slot("v", (6,), "vector"),)), dropout=0.0).eval()
+    start = generator.head.weight.detach().clone()
+    torch.nn.init.constant_(generator.head.bias, math.nan)
+    with pytest.raises(DataError, match="holds NaN or infinity"):
+        health_of(generator, torch.eye(12), start)

@@ -153,3 +153,19 @@ def test_encoders_of_digits_trained_apart_are_stitched_by_128_anchors_and_not_wi
     }
     broken = stitching(view, labels, torch.arange(128)).filter(foreign, kind="absolute")
     assert broken["accuracy"].max() <= 0.35
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_and_anchors_that_are_no_numbers_are_named(bad):
+    rows, good = drawn(6, 4), drawn(6, 4, seed=1)
+    rows[2, 3] = bad
+    with pytest.raises(DataError, match="embedding, row 2: the vector holds NaN or infinity"):
+        relative(rows, good)
+    with pytest.raises(DataError, match="anchor, row 2"):
+        relative(good, rows)
+    for one in ((rows, good, good), (good, rows, good), (good, good, rows)):
+        with pytest.raises(DataError, match="embedding, row 2"):
+            mapped(*one)
+    spaces = {"one": Space(good, good), "other": Space(good, rows)}
+    with pytest.raises(DataError, match="embedding, row 2"):
+        stitching(spaces, (np.arange(6) % 2, np.arange(6) % 2), torch.arange(4))

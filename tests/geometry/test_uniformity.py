@@ -116,3 +116,17 @@ def test_rows_that_are_shown_are_all_or_evenly_spaced_from_first_to_last(count):
         assert (int(rows[0]), int(rows[-1])) == (0, count - 1)
     if count > 1:
         assert rows.diff().max() - rows.diff().min() <= 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rows_that_are_no_numbers_are_named(bad):
+    good, rows = drawn(6, 4), drawn(6, 4, seed=1)
+    rows[4, 0] = bad
+    with pytest.raises(DataError, match="first side of the positives, row 4: the vector holds NaN"):
+        alignment(rows, good)
+    with pytest.raises(DataError, match="second side of the positives, row 4"):
+        alignment(good, rows)
+    with pytest.raises(DataError, match="embedding, row 4"):
+        uniformity(rows)
+    with pytest.raises(DataError, match="embedding, row 4"):
+        placement(good[:0], good[:0], rows)

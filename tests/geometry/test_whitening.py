@@ -86,3 +86,21 @@ def test_more_directions_than_the_rows_span_are_refused(rows, kept):
 def test_equal_rows_span_nothing():
     with pytest.raises(DataError, match="span 0"):
         whitening(moments_of(torch.zeros(5, 3)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("measure", [moments_of, mean_cosine])
+def test_rows_that_are_no_numbers_are_named(measure, bad):
+    rows = skewed(20)
+    rows[7, 2] = bad
+    with pytest.raises(DataError, match="embedding, row 7: the vector holds NaN or infinity"):
+        measure(rows)
+    rows[7] = 0
+    measure(rows)
+
+
+def test_a_covariance_that_is_no_number_is_refused():
+    found = moments_of(skewed())
+    found.covariance[3] = float("nan")
+    with pytest.raises(DataError, match="covariance, row 3"):
+        whitening(found)

@@ -15,6 +15,7 @@ from workbench.hypernetworks import (
     MLPGenerator,
     ParamSpec,
     RandomProjection,
+    Rows,
     Slot,
     Table,
 )
@@ -144,7 +145,7 @@ def test_the_generator_starts_every_coefficient_at_unit_variance_whatever_the_wi
     for hidden in ((8,), (256,)):
         torch.manual_seed(0)
         spec = ParamSpec.of(nn.Linear(64, 64), joins="replace", gain=1.0)
-        made = MLPGenerator(16, spec, hidden, unit=True)(torch.randn(64, 16))
+        made = MLPGenerator(16, spec, hidden)(torch.randn(64, 16))
         # Weights of fan-in 64 and gain 1: standard deviation 1/8; 64 x 4,096 draws of few degrees of freedom.
         assert made.tensors["weight"].std().item() == pytest.approx(1 / 8, rel=0.05)
 
@@ -304,13 +305,46 @@ def test_numbers_whose_sum_overflows_are_numbers(conditions):
     assert any(not torch.isfinite(one.sum()) for one in found.tensors.values())
 
 
+@pytest.mark.parametrize("with_inputs", [False, True])
+def test_health_of_numbers_that_are_none_says_the_same(with_inputs, conditions, inputs):
+    model = model_of()
+    model.generator.head.bias.data[7] = math.nan
+    with pytest.raises(RunError, match=r"NaN or infinity for enter\.weight"):
+        model.health(conditions, inputs[0] if with_inputs else None)
+
+
 def test_inputs_that_fit_no_number_of_conditions_are_said(conditions, inputs):
     model = model_of()
     weights = model.weights(conditions)
     with pytest.raises(ValueError, match=r"4 conditions need inputs of shape \[4, M"):
         model(inputs[:3], weights)
-    with pytest.raises(ValueError, match="conditions up to 4"):
-        model(inputs[0], weights, torch.full((MEMBERS,), 4))
+
+
+@pytest.mark.parametrize(
+    ("rows", "got"),
+    [
+        ([0, -1, 2], r"from -1 to 2, of shape \(3,\)"),
+        ([0, 4, 2], r"from 0 to 4, of shape \(3,\)"),
+        ([0.0, 1.0, 2.0], r"of shape \(3,\) and type torch\.float32"),
+        ([True] * 3, r"of shape \(3,\) and type torch\.bool"),
+        ([[0], [1], [2]], r"from 0 to 2, of shape \(3, 1\)"),
+        (torch.empty(0, dtype=torch.long), r"of shape \(0,\) and type torch\.int64"),
+        (Rows.of(torch.tensor([0, -1, 2])), r"from -1 to 2, of shape \(3,\)"),
+        (Rows.of(torch.tensor([0, 0])), r"from 0 to 0, of shape \(2,\)"),
+    ],
+)
+def test_rows_that_are_no_condition_of_each_input_are_refused(rows, got, conditions):
+    model, rows = model_of(), torch.tensor(rows) if isinstance(rows, list) else rows
+    said = rf"integers from 0 to 3, as many as inputs \(3\) and at least one; got numbers {got}"
+    with pytest.raises(ValueError, match=said):
+        model(torch.randn(3, WIDTH), model.weights(conditions), rows)
+
+
+def test_rows_may_be_integers_of_any_size(conditions):
+    model, inputs, rows = model_of(), torch.randn(3, WIDTH), torch.tensor([3, 1, 3])
+    weights = model.weights(conditions)
+    for kind in (torch.int32, torch.uint8):
+        assert torch.equal(model(inputs, weights, rows.to(kind)), model(inputs, weights, rows))
 
 
 def test_running_statistics_under_several_conditions_are_refused_by_name(conditions):

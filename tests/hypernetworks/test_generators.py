@@ -136,7 +136,7 @@ def test_token_states_are_scaled_one_by_one_and_padding_stays_zero():
 
 def mlp_of(hidden: tuple[int, ...] = (8, 16)) -> MLPGenerator:
     return MLPGenerator(
-        5, ParamSpec((Slot("w", (4, 6), "full"), Slot("b", (6,), "vector", gain=0.5))), hidden
+        5, ParamSpec((Slot("w", (4, 6), "full"), Slot("b", (6,), "vector", gain=0.5))), hidden, unit=False
     )
 
 
@@ -162,7 +162,7 @@ def test_an_mlp_has_the_published_widths_if_nothing_is_said():
     assert layers == [128, 512, 4]
 
 
-def test_the_layers_of_an_mlp_start_as_linear_layers_do():
+def test_the_layers_of_an_mlp_start_as_linear_layers_do_where_that_is_asked_for():
     torch.manual_seed(3)
     generator = mlp_of()
     torch.manual_seed(3)
@@ -170,6 +170,16 @@ def test_the_layers_of_an_mlp_start_as_linear_layers_do():
         reference = nn.Linear(layer.in_features, layer.out_features)
         assert torch.equal(layer.weight, reference.weight)
         assert torch.equal(layer.bias, reference.bias)
+
+
+def test_an_mlp_starts_with_coefficients_of_unit_variance_if_nothing_is_said():
+    torch.manual_seed(0)
+    spec = ParamSpec((Slot("v", (4000,), "vector"),))
+    for scale in (0.1, 10.0):
+        found = MLPGenerator(32, spec)(scale * torch.randn(16, 32)).tensors["v"]
+        # 64,000 draws; those of one condition share the norm of a hidden layer of 512, which is exact.
+        assert found.std().item() == pytest.approx(1, rel=0.03)
+        assert abs(found.mean().item()) < 0.03
 
 
 def test_the_cost_of_an_mlp_is_counted_by_hand():

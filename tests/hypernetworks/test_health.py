@@ -1,12 +1,13 @@
 """Health tells a generator that is alive from the silent failures."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from workbench.hypernetworks import LinearGenerator, ParamSpec, Slot, health_of
+from workbench.hypernetworks import Conditioned, LinearGenerator, ParamSpec, Slot, Table, health_of
 from workbench.hypernetworks.health import health_of_weights
 
 
@@ -82,6 +83,53 @@ def test_weights_alone_have_the_health_of_what_generates_them():
     weights = generator(conditions)
     assert health_of_weights(weights, generator.head.weight, start) == health_of(generator, conditions, start)
     assert health_of_weights(weights).moved is None
+
+
+@pytest.mark.parametrize(
+    ("size", "verdict"),
+    [
+        (0.9e-4, "generated weights are lost beside the target's own"),
+        (1.1e-4, "sound"),
+        (9.9, "sound"),
+        (10.1, "generated weights drown the target's own"),
+    ],
+)
+def test_what_is_added_is_held_against_the_layers_own_numbers(size, verdict):
+    """Own (3, 0), (0, 4) and a bias of zeros have norm 5; added by condition are 5 size or a little less."""
+    target = nn.Sequential(nn.Linear(2, 2))
+    table = Table(2, ParamSpec(ParamSpec.of(target).slots, scaled=False))
+    model = Conditioned(target, table)
+    with torch.no_grad():
+        target[0].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        target[0].bias.zero_()
+        table.head.weight.copy_(size * torch.tensor([[3.0, 0, 0, 0, 0, 4], [0.0, 3, 0, 3, 0, 0]]))
+    health = model.health(torch.arange(2))
+    assert health.over_own == pytest.approx(size)
+    assert health.verdict == verdict
+    assert health.to_dict()["over_own"] == health.over_own
+
+
+def test_the_largest_layer_counts_and_factors_count_by_their_product():
+    """Layer 0: down up = (2, 2)^T (1, 1), norm 4 over 8. Layer 1: the bias adds 3 to a layer of norm 4."""
+    target = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(1, 1))
+    spec = ParamSpec((*ParamSpec.of(target, "0.weight", rank=1).slots, *ParamSpec.of(target, "1.bias").slots))
+    for layer, size in zip(target, (4.0, 4.0), strict=True):
+        nn.init.constant_(layer.weight, size)
+    nn.init.zeros_(target[1].bias)
+    table = Table(1, ParamSpec(spec.slots, scaled=False))
+    for bias, expected in ((3.0, 0.75), (1.0, 0.5)):
+        table.head.weight.data = torch.tensor([[2.0, 2, 1, 1, bias]])
+        assert Conditioned(copy.deepcopy(target), table).health(torch.tensor([0])).over_own == expected
+
+
+@pytest.mark.parametrize("joins", ["replace", "multiply", "add"])
+def test_nothing_is_held_against_own_numbers_that_are_replaced_multiplied_or_all_zeros(joins):
+    target = nn.Sequential(nn.Linear(2, 2))
+    for one in target.parameters():
+        nn.init.constant_(one, float(joins != "add"))
+    health = Conditioned(target, Table(3, ParamSpec.of(target, joins=joins))).health(torch.arange(3))
+    assert health.over_own is None
+    assert "over_own" not in health.to_dict()
 
 
 def test_near_copies_are_a_share_of_pairs():

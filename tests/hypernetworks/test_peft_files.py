@@ -1,10 +1,13 @@
 """A generated adapter is one that PEFT itself loads."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -65,6 +68,30 @@ def test_the_files_name_what_peft_itself_would_write(tmp_path):
     assert keys["ours"] == keys["theirs"]
     known = json.loads((tmp_path / "theirs" / CONFIG).read_text())
     assert set(json.loads((tmp_path / "ours" / CONFIG).read_text())) <= set(known)
+
+
+@pytest.mark.parametrize(
+    ("include", "adapted"),
+    [("0.weight", {"0"}), (["0.weight", "1.0.0.weight"], {"0", "1.0.0"}), (["1.0.2.weight"], {"1.0.2"})],
+)
+def test_modules_whose_names_end_alike_are_told_apart(include, adapted, tmp_path):
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    target = nn.Sequential(nn.Linear(6, 6), nn.Sequential(inner, nn.Linear(6, 6)), nn.Linear(6, 6))
+    plain = copy.deepcopy(target)
+    slots = ParamSpec.of(target, include, rank=2).slots
+    # Ranks that differ, the shortest name first: an ending would give the second the first one's.
+    spec = ParamSpec(tuple(replace(slot, rank=2 + place) for place, slot in enumerate(slots)))
+    model, condition = Conditioned(target, MLPGenerator(5, spec, (12,))), torch.randn(1, 5)
+    weights, inputs = model.weights(condition), torch.randn(7, 6)
+    # Warnings are errors: PEFT warns of adapters without weights.
+    loaded = PeftModel.from_pretrained(plain, save_peft(weights, tmp_path))
+    layers = {name: one for name, one in plain.named_modules() if isinstance(one, LoraLayer)}
+    assert set(layers) == adapted
+    assert {name: one.r["default"] for name, one in layers.items()} == {
+        slot.name: slot.rank for slot in spec.slots
+    }
+    torch.testing.assert_close(loaded(inputs), model(inputs, weights))
 
 
 def test_what_an_adapter_cannot_hold_is_refused(tmp_path):

@@ -103,7 +103,7 @@ def _grouped(device: str) -> list[dict[str, Any]]:
     target = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False)).to(device)
     # Without the spec's scale, which no other library has.
     spec = ParamSpec(ParamSpec.of(target, joins="replace", gain=1.0).slots, scaled=False)
-    generator = MLPGenerator(CODE, spec, (CODE,)).to(device)
+    generator = MLPGenerator(CODE, spec, (CODE,), unit=False).to(device)  # the peers have no norm
     model = Conditioned(target, generator).eval()
     codes, inputs = torch.randn(UNIQUE, CODE, device=device), torch.randn(ROWS, WIDTH, device=device)
     which = torch.arange(ROWS, device=device) % UNIQUE

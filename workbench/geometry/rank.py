@@ -14,6 +14,8 @@ from jaxtyping import Float
 from scipy.special import entr
 from torch import Tensor
 
+from workbench.encoders import check_finite
+
 STILL = 1e-3  # relative spread below which rows count as the same, here and in a generator's health
 _ROUNDING = 1e-6  # relative spread below which their spectrum is that of rounding errors
 
@@ -68,9 +70,13 @@ def spectrum_rank(values: Float[np.ndarray, " K"]) -> float:
 def ranks(rows: Float[Tensor, "N D"]) -> Ranks:
     """Measure the ranks of rows about their mean.
 
+    Raises:
+        DataError: a row holds NaN or infinity.
+
     Source: Roy and Vetterli (2007), The effective rank; Rudelson and Vershynin (2007), Sampling from large
     matrices (stable rank); Jung et al. (2024), arXiv 2405.11297 (over the training of sentence encoders).
     """
+    check_finite(rows, "ranks", zeros=True)
     exact = rows.double()
     values = torch.linalg.svdvals(exact - exact.mean(0))
     return _of_spectrum(values, exact.square().sum(), min(len(rows) - 1, rows.shape[1]))
@@ -81,7 +87,17 @@ def ranks_of_products(inner: Float[Tensor, "N N"]) -> Ranks:
 
     Args:
         inner: <x_i, x_j>, in double precision.
+
+    Returns:
+        What :func:`ranks` gives of the rows themselves; ideal as many directions as what they stand for has.
+
+    Raises:
+        DataError: a product is NaN or infinity.
+
+    Source: as for :func:`ranks`; the eigenvalues of the centred products are the squares of the centred
+    rows' singular values (Torgerson, 1952, classical scaling).
     """
+    check_finite(inner, "inner products", zeros=True)
     inner = inner.double()
     centred = inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
     values = torch.linalg.eigvalsh(centred).clamp_min(0).sqrt()

@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional
 
+from workbench.encoders import check_finite
 from workbench.errors import DataError
 from workbench.geometry.closed_form import ridge
 from workbench.geometry.whitening import moments_of
@@ -33,11 +34,13 @@ def relative(rows: Float[Tensor, "N D"], anchors: Float[Tensor, "A D"]) -> Float
         anchors: embeddings in that space of items that are the same for all spaces; well over a hundred.
 
     Raises:
-        DataError: fewer than two anchors, or anchors that are all equal.
+        DataError: fewer than two anchors, anchors that are all equal, or NaN or infinity in a row or anchor.
 
     Source: Moschella et al. (2023), arXiv 2209.15430. Deviation: about the mean of the anchors, without
     which what all rows share decides the cosines.
     """
+    for given, what in ((rows, "embedding"), (anchors, "anchor")):
+        check_finite(given, what, zeros=True)
     centre = anchors.mean(0)
     if len(anchors) < 2 or not (anchors - centre).any():
         raise DataError(f"{len(anchors)} anchors show no direction; give at least 2 that differ")
@@ -53,7 +56,17 @@ def mapped(
         rows: in the space of ``anchors``.
         anchors: embeddings of items that both spaces know.
         targets: the same items in the other space.
+
+    Returns:
+        Where the rows lie in the other space, not normalised; ideal what its own encoder gives of them.
+
+    Raises:
+        DataError: a row, an anchor or a target holds NaN or infinity.
+
+    Source: Moayeri et al. (2023), Text-to-concept (and back) via cross-model alignment, arXiv 2305.06386.
+    Deviation: a ridge and not plain least squares.
     """
+    check_finite(rows, "embedding", zeros=True)
     here, there = moments_of(anchors), moments_of(targets)
     cross = (anchors.double() - here.mean).T @ (targets.double() - there.mean) / len(anchors)
     # About a mean of zero: a map for rankings leaves the mean's direction out, a head may read it.

@@ -13,6 +13,7 @@ from scipy.special import hyp0f1
 from torch import Tensor
 from torch.nn import functional
 
+from workbench.encoders import check_finite
 from workbench.errors import DataError
 
 _AT_ONCE = 1024  # rows whose products with all others are held
@@ -30,12 +31,14 @@ def alignment(
         power: a, above 0.
 
     Raises:
-        DataError: no rows.
+        DataError: no rows, or one that holds NaN or infinity.
 
     Source: Wang and Isola (2020), arXiv 2005.10242.
     """
     if len(first) == 0:
         raise DataError("alignment needs at least one positive pair, got none")
+    for side, what in ((first, "first side of the positives"), (second, "second side of the positives")):
+        check_finite(side, what, zeros=True)
     apart = functional.normalize(first, dim=-1) - functional.normalize(second, dim=-1)
     # From the squares: a root has no gradient where both are equal.
     return apart.square().sum(-1).pow(power / 2).mean()
@@ -52,13 +55,14 @@ def uniformity(points: Float[Tensor, "N D"], sharpness: float = 2.0) -> Float[Te
         sharpness: t, above 0.
 
     Raises:
-        DataError: fewer than two rows.
+        DataError: fewer than two rows, or one that holds NaN or infinity.
 
     Source: Wang and Isola (2020), arXiv 2005.10242, t = 2.
     """
     count = len(points)
     if count < 2:
         raise DataError(f"uniformity compares pairs of rows, got {count}; give at least 2")
+    check_finite(points, "embedding", zeros=True)
     unit = functional.normalize(points, dim=-1)
     sums = []
     for start in range(0, count, _AT_ONCE):

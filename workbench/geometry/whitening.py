@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from workbench.encoders import check_finite
 from workbench.errors import DataError
 from workbench.features import Moments
 from workbench.geometry.closed_form import LinearMap
@@ -19,7 +20,12 @@ _FLAT = 1e-10  # share of the largest variance below which a direction is roundi
 
 
 def moments_of(rows: Float[Tensor, "N D"]) -> Moments:
-    """Mean and covariance (divided by N) of rows as they are, in double precision."""
+    """Mean and covariance (divided by N) of rows as they are, in double precision.
+
+    Raises:
+        DataError: a row holds NaN or infinity.
+    """
+    check_finite(rows, "embedding", zeros=True)
     exact = rows.double()
     mean = exact.mean(0)
     centred = exact - mean
@@ -34,11 +40,12 @@ def whitening(moments: Moments, kept: int | None = None) -> LinearMap:
         kept: K, from the direction of largest variance on; None for all.
 
     Raises:
-        DataError: more directions are asked for than the rows span.
+        DataError: more directions are asked for than the rows span, or the covariance holds NaN or infinity.
 
     Source: Huang et al. (2021), WhiteningBERT, arXiv 2104.01767; Su et al. (2021), arXiv 2103.15316
     (the first K directions).
     """
+    check_finite(moments.covariance, "covariance", zeros=True)
     variances, directions = torch.linalg.eigh(moments.covariance.double())
     variances, directions = variances.flip(0), directions.flip(1)
     spanned = int((variances > _FLAT * variances[0].clamp_min(1e-30)).sum())
@@ -56,13 +63,14 @@ def mean_cosine(rows: Float[Tensor, "N D"]) -> float:
     """Mean cosine of different rows, -1/(N-1) to 1, ideal about 0: how much all rows share one direction.
 
     Raises:
-        DataError: fewer than two rows.
+        DataError: fewer than two rows, or one that holds NaN or infinity.
 
     Source: Ethayarajh (2019), arXiv 1909.00512 (anisotropy).
     """
     count = len(rows)
     if count < 2:
         raise DataError(f"the mean cosine compares pairs of rows, got {count}; give at least 2")
+    check_finite(rows, "embedding", zeros=True)
     unit = functional.normalize(rows.double(), dim=-1)
     # The sum over all pairs is |sum of rows|^2; each row's product with itself is taken out.
     return float((unit.sum(0).square().sum() - unit.square().sum()) / (count * (count - 1)))

@@ -20,7 +20,7 @@ from workbench.errors import RunError
 from workbench.hypernetworks.apply import Rows
 from workbench.hypernetworks.calls import Tree, call_each
 from workbench.hypernetworks.generators import cost_of
-from workbench.hypernetworks.health import Health, health_of
+from workbench.hypernetworks.health import Health, health_of_weights
 from workbench.hypernetworks.spec import GeneratedWeights, Slot, refuse_shared
 
 
@@ -172,8 +172,8 @@ class Conditioned(nn.Module):
             inputs: the target's first argument; for one condition what the target takes; for several
                 ``[U, M, ...]``, a batch of each condition, or with ``rows`` ``[N, ...]``, one row each.
             weights: of U conditions.
-            rows: which condition each row uses, as indices or grouped by :class:`Rows`; rows of one
-                condition are computed together.
+            rows: which condition each row uses, as N integers from 0 to U - 1 or grouped by :class:`Rows`;
+                rows of one condition are computed together.
             *more: further arguments of the target. Under several conditions, tensors (in tuples and dicts
                 too) as long as ``inputs`` go with its rows, also one that has that length by chance; all else
                 is passed as it is to every condition.
@@ -184,9 +184,10 @@ class Conditioned(nn.Module):
             laid out as ``inputs``.
 
         Raises:
-            ValueError: weights of another module, a number of conditions or rows that does not fit,
-                BatchNorm in training mode under several conditions, a module that cannot be computed for
-                several conditions together, or with ``rows`` an output without a row per input.
+            ValueError: weights of another module, a number of conditions or rows that does not fit, rows
+                that name no condition, BatchNorm in training mode under several conditions, a module that
+                cannot be computed for several conditions together, or with ``rows`` an output without a row
+                per input.
         """
         tensors = self.parameters_of(weights)
         if rows is None and len(weights) == 1:
@@ -202,12 +203,8 @@ class Conditioned(nn.Module):
                 )
             found, form = call_each(self.target, tensors, call, parts, one_by_one=self.one_by_one)
             return form.fill(found)
-        grouped = rows if isinstance(rows, Rows) else Rows.of(rows)
-        if len(grouped) != len(inputs) or int(grouped.unique.max()) >= len(weights):
-            raise ValueError(
-                f"rows name {len(grouped)} rows and conditions up to {int(grouped.unique.max())}, there are "
-                f"{len(inputs)} inputs and {len(weights)} conditions"
-            )
+        _refuse_rows(rows, len(inputs), len(weights))
+        grouped = rows if isinstance(rows, Rows) else Rows.of(rows.long())
         return self._by_rows(tensors, call, parts, grouped)
 
     def _by_rows(self, tensors: dict[str, Tensor], call: Tree, parts: list[Tensor], rows: Rows) -> Any:
@@ -271,16 +268,21 @@ class Conditioned(nn.Module):
             inputs: for one condition; each is computed under every condition.
             *more: further arguments of the target, for one condition as well.
             **named: its keyword arguments.
+
+        Raises:
+            RunError: the generator yields NaN or infinity.
         """
-        outputs = None
+        weights, outputs = self.weights(conditions), None
         if inputs is not None:
             self._refuse_running_statistics()
-            tensors = self.parameters_of(self.weights(conditions))
+            tensors = self.parameters_of(weights)
             _, call = Tree.take(((inputs, *more), named), lambda _: False)
             found, _ = call_each(self.target, tensors, call, [], one_by_one=self.one_by_one)
             parts = [one.reshape(len(one), -1) for one in found if one.is_floating_point()]
             outputs = torch.cat(parts, 1) if parts else None
-        return health_of(self.generator, conditions, self._start, outputs)
+        head = None if self._start is None else self.generator.head.weight
+        own = dict(self.target.named_parameters())
+        return health_of_weights(weights, head, self._start, outputs, own)
 
     def cost(self) -> dict[str, int]:
         """Return what the generator costs; see :func:`~workbench.hypernetworks.generators.cost_of`."""
@@ -300,6 +302,23 @@ def _put(module: nn.Module, name: str, part: nn.Module) -> None:
     """Put a part in place of the one of that name."""
     parent, _, last = name.rpartition(".")
     setattr(module.get_submodule(parent), last, part)
+
+
+def _refuse_rows(rows: Rows | Tensor, inputs: int, conditions: int) -> None:
+    """Refuse rows that are not one condition's number for each input."""
+    ids = rows.unique if isinstance(rows, Rows) else rows
+    shape = (len(rows),) if isinstance(rows, Rows) else tuple(rows.shape)
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    told = f"of shape {shape} and type {ids.dtype}"
+    if whole and ids.numel():
+        low, high = torch.stack(torch.aminmax(ids.long())).tolist()
+        if shape == (inputs,) and low >= 0 and high < conditions:
+            return
+        told = f"from {low} to {high}, {told}"
+    raise ValueError(
+        f"rows= takes for each input the number of its condition: integers from 0 to {conditions - 1}, as "
+        f"many as inputs ({inputs}) and at least one; got numbers {told}"
+    )
 
 
 def _told(slot: Slot) -> str:

@@ -118,7 +118,7 @@ class ConnectorGenerator(nn.Module):
             Slot("weight", (width, self.widest), "full", gain=scale),
             Slot("bias", (self.widest,), "vector", gain=scale),
         )
-        self.generator = MLPGenerator(code_width, ParamSpec(slots), hidden)
+        self.generator = MLPGenerator(code_width, ParamSpec(slots), hidden, unit=False)
         self.enter = nn.Linear(self.widest, code_width) if code == "mean" else None
         self.codes = nn.Embedding(len(self.outputs), code_width) if code == "learned" else None
 

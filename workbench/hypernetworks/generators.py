@@ -152,15 +152,15 @@ class SetGenerator(nn.Module):
 class MLPGenerator(nn.Module):
     """From a code to coefficients through hidden layers with GELU.
 
-    With ``unit``, the last hidden layer is normalised and the head starts so that every coefficient has unit
-    variance, whatever the code; else layers start as ``nn.Linear`` does, as published.
+    The last hidden layer is normalised and the head starts so that every coefficient has unit variance,
+    whatever the code; with ``unit=False`` layers start as ``nn.Linear`` does, as published.
 
     Source: Hyper-Align's hypernetwork, 32 -> 128 -> 512 -> all coefficients; the unit start follows Ortiz,
     Guttag and Dalca (2023), arXiv 2304.07645.
     """
 
     def __init__(
-        self, code_width: int, spec: ParamSpec, hidden: Sequence[int] = (128, 512), *, unit: bool = False
+        self, code_width: int, spec: ParamSpec, hidden: Sequence[int] = (128, 512), *, unit: bool = True
     ) -> None:
         """Build the generator.
 
@@ -168,7 +168,7 @@ class MLPGenerator(nn.Module):
             code_width: C.
             spec: what to generate; owns the scale.
             hidden: widths of the hidden layers, at least one.
-            unit: start with coefficients of unit variance.
+            unit: start with coefficients of unit variance; false: as torch starts layers.
         """
         super().__init__()
         self.spec = spec

@@ -6,6 +6,7 @@ Source: Hu et al. (2021), LoRA, arXiv 2106.09685; the format of huggingface/peft
 """
 
 import json
+import re
 from pathlib import Path
 
 from safetensors.torch import save
@@ -45,13 +46,16 @@ def save_peft(weights: GeneratedWeights, folder: Path, condition: int = 0, base_
         for part, name in (("down", "lora_A"), ("up", "lora_B")):
             factor = weights.tensors[f"{slot.name}.{part}"][condition].detach().cpu()
             tensors[f"base_model.model.{slot.name}.{name}.weight"] = factor.T.contiguous()
-    ranks = {slot.name: slot.rank for slot in weights.spec.slots}
+    # PEFT takes a list of names as endings ("0" is "1.0" too), a string as a pattern of the whole name; a
+    # rank's name is a pattern of an ending, so it has to say where the name starts.
+    names = sorted(slot.name for slot in weights.spec.slots)
+    ranks = {f"^{re.escape(slot.name)}": slot.rank for slot in weights.spec.slots}
     largest = max(ranks.values())
     about = {
         "peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_model or None,
         "r": largest, "lora_alpha": largest, "rank_pattern": ranks, "alpha_pattern": ranks,
-        "target_modules": sorted(ranks), "bias": "none", "lora_dropout": 0.0, "fan_in_fan_out": False,
-        "inference_mode": True,
+        "target_modules": "|".join(map(re.escape, names)), "bias": "none", "lora_dropout": 0.0,
+        "fan_in_fan_out": False, "inference_mode": True,
     }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
