@@ -12,7 +12,7 @@ import pytest
 
 from workbench.family_tables import family_table
 from workbench.files import canonical_json, sha256_of
-from workbench.papers import FAMILIES, READS_TEXT, paper_of
+from workbench.papers import FAMILIES, READS_TEXT, encoder_is_read, load_recipe, paper_of
 from workbench.report import footer_of, write_index, write_run_report
 from workbench.runs import Run
 from workbench.sections import how_cards, run_sections
@@ -405,6 +405,10 @@ def test_a_footer_names_the_encoder_where_it_is_read(tiny_run, tiny_family_run):
     # A family reads texts if its file says so.
     reads = {name for name in FAMILIES if "recipe.encoder" in inspect.getsource(paper_of(name))}
     assert reads == set(READS_TEXT)
+    digits, captions = (load_recipe(name).model_dump(mode="json")
+                        for name in ("family_objectives", "family_objectives_captions"))  # fmt: skip
+    assert not encoder_is_read(digits)
+    assert encoder_is_read(captions)
 
 
 def test_an_index_without_families_has_no_table_of_them(altered, tmp_path):

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from workbench.family_tables import HOW_FAMILIES, families_among, family_table
 from workbench.files import write_atomic
-from workbench.papers import FAMILIES, READS_TEXT
+from workbench.papers import FAMILIES, encoder_is_read
 from workbench.runs import Run, finished_runs
 from workbench.sections import (
     HOW,
@@ -57,11 +57,8 @@ def footer_of(run: Run) -> list[str]:
     packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     several = about.get("workers", 1) > 1
     shared = f" in each of {about['workers']} processes that share the trainings" if several else ""
-    paper, encoder = (
-        run.recipe["paper"],
-        f", encoder {run.recipe['encoder']} ({about['encoder_sha256'][:12]})",
-    )
-    if paper in FAMILIES and paper not in READS_TEXT:
+    encoder = f", encoder {run.recipe['encoder']} ({about['encoder_sha256'][:12]})"
+    if run.recipe["paper"] in FAMILIES and not encoder_is_read(run.recipe):
         encoder = ""
     return [
         f"Run {run.folder.name} of recipe {run.recipe['name']} ({about['recipe_sha256'][:12]}), workbench "

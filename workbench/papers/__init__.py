@@ -31,7 +31,8 @@ FAMILIES = (
     "matryoshka",
     "objectives",
 )
-READS_TEXT = ("sentences", "domains", "matryoshka")  # the families whose recipes' encoder is read
+# The families whose recipes' encoder is read; of the last one only where it has pictures with captions.
+READS_TEXT = ("sentences", "domains", "matryoshka", "objectives")
 # Each comparison module has RECIPE, load_data, needs_tokens and compare.
 PAPERS = {
     "hyper_cl": "workbench.papers.hyper_cl_comparison",
@@ -46,6 +47,12 @@ PAPERS = {
 def paper_of(name: str) -> ModuleType:
     """Return the module that runs a paper's recipes."""
     return import_module(PAPERS[name])
+
+
+def encoder_is_read(recipe: dict[str, Any]) -> bool:
+    """Return whether a family's recipe, as a run keeps it, reads texts with its encoder."""
+    paper = recipe["paper"]
+    return paper in READS_TEXT and (paper != "objectives" or recipe.get("pictures") is not None)
 
 
 def load_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
