@@ -71,6 +71,9 @@ def pictures_figure(scores: pl.DataFrame, models: Sequence[str], title: str, cou
             figure.add_heatmap(z=cells, colorscale="Greys", zmin=0, zmax=1, showscale=False,
                                row=row + 1, col=column + 1)  # fmt: skip
     figure.update_layout(**LAYOUT, title=plain(title), height=80 + 150 * len(labels))
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False, scaleanchor="x")
+    figure.update_xaxes(visible=False, constrain="domain")
+    # Each to its own x: held to the first one, all other pictures are stretched.
+    figure.for_each_yaxis(
+        lambda axis: axis.update(visible=False, scaleanchor=axis.anchor, constrain="domain")
+    )
     return figure
