@@ -222,11 +222,12 @@ def slice_table(model: HyperCL) -> pl.DataFrame:
     states = depth_embeddings(encoder, held_out()["sentence"].to_list(), depths)
     plain = {depth: (rows[first], rows[second]) for depth, rows in zip(depths, states, strict=True)}
     asked = pairs()["test"].filter(pl.col("condition_kind") != "unseen")
-    conditions, sides = asked["condition"].to_list(), {}
+    texts, conditions = [*asked["sentence1"], *asked["sentence2"]], asked["condition"].to_list()
+    sides = {}
     for depth in depths:
-        reader = model.reading(shallow(encoder, depth))
-        texts = (reader.prepare(asked[side].to_list()) for side in ("sentence1", "sentence2"))
-        sides[depth] = tuple(model.encode_conditioned(side, conditions) for side in texts)
+        reader = model if depth == layers else model.reading(shallow(encoder, depth))
+        # Both sides in one call, so that a condition's weights are generated once for each depth.
+        sides[depth] = model.encode_conditioned(reader.prepare(texts), conditions * 2).chunk(2)
     widths = [width // 8, width // 4, width // 2, width]
     tables = {
         "plain": slice_scores(plain, agreement, widths),
