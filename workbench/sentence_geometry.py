@@ -27,7 +27,7 @@ from workbench.encoders import TextEncoder
 from workbench.errors import DataError
 from workbench.evaluation.similarity import Measured, spearman
 from workbench.geometry.relative import Space
-from workbench.geometry.slices import depth_embeddings, depth_of, shallow, slice_scores
+from workbench.geometry.slices import depth_embeddings, depth_of, shallow, slice_scores, widths_of
 from workbench.geometry.text_attribution import WordAttribution
 from workbench.geometry.uniformity import alignment, uniformity
 from workbench.geometry.whitening import mean_cosine, moments_of, whitening
@@ -228,7 +228,7 @@ def slice_table(model: HyperCL) -> pl.DataFrame:
         reader = model if depth == layers else model.reading(shallow(encoder, depth))
         # Both sides in one call, so that a condition's weights are generated once for each depth.
         sides[depth] = model.encode_conditioned(reader.prepare(texts), conditions * 2).chunk(2)
-    widths = [width // 8, width // 4, width // 2, width]
+    widths = widths_of(width)
     tables = {
         "plain": slice_scores(plain, agreement, widths),
         "conditioned": slice_scores(sides, asked["label"].to_numpy().astype(float), widths),

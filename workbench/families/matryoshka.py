@@ -47,7 +47,7 @@ from workbench.errors import DataError
 from workbench.families.comparison import FamilyModel, Outcome, SplitRecipe, comparison_of, needs_tokens
 from workbench.files import digest
 from workbench.finetuning import READ_AT_ONCE, Finetuning, Reader, TokenIds
-from workbench.geometry.slices import Sides, depth_of, nested, slice_scores
+from workbench.geometry.slices import Sides, depth_of, nested, slice_scores, widths_of
 from workbench.geometry.uniformity import placement
 from workbench.manifests import verified_folder
 from workbench.objectives import similarity_mse
@@ -159,11 +159,6 @@ class Layers(Reader):
         order = texts.offsets.diff()[rows].argsort(stable=True)
         parts = [self(texts, rows[part], depths) for part in order.split(READ_AT_ONCE)]
         return torch.cat(parts, 1)[:, order.argsort()]
-
-
-def widths_of(width: int) -> tuple[int, ...]:
-    """Return the slices that are trained and asked: an eighth, a quarter, half and all of the entries."""
-    return width // 8, width // 4, width // 2, width
 
 
 def drawn(recipe: MatryoshkaRecipe, content: Content, seed: int) -> Int[Tensor, " N"]:

@@ -33,6 +33,11 @@ def depth_of(encoder: TextEncoder) -> int:
     return encoder.model[0].auto_model.config.num_hidden_layers
 
 
+def widths_of(width: int) -> tuple[int, ...]:
+    """Return the slices that are trained and asked: an eighth, a quarter, half and all of the entries."""
+    return width // 8, width // 4, width // 2, width
+
+
 @torch.no_grad()
 def depth_embeddings(
     encoder: TextEncoder, texts: list[str], depths: Sequence[int], batch_size: int = 64
